@@ -14,6 +14,10 @@ _READ: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLL
 _WRITE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 
 
+def _nothing() -> None:
+    """What a cancelled timer calls."""
+
+
 class Timer:
     """A call that will be made once, unless cancelled first."""
 
@@ -24,8 +28,9 @@ class Timer:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Forget the call; harmless when it was made already."""
+        """Forget the call and all it holds, though its moment is far away; harmless when it was made already."""
         self.cancelled = True
+        self.callback = _nothing
 
 
 class Loop:
@@ -90,10 +95,11 @@ class Loop:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1.0
 
     def _ring(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            timer = heapq.heappop(self._timers)[2]
-            if not timer.cancelled:
-                timer.callback()
+        now, due = time.monotonic(), []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[2])
+        for timer in due:  # a call made later from here waits for the next turn: descriptors come first
+            timer.callback()
 
     def stop(self) -> None:
         """Return from run() after the current callbacks."""

@@ -12,6 +12,7 @@ from ringfence.guest.loop import Loop
 
 READ_SIZE: Final = 256 * 1024
 HELD_BACK: Final = 1024 * 1024  # unsent bytes at which producers are asked to wait
+_TOO_LARGE: Final = b'{"error": {"code": "io", "cause": "the answer is larger than a frame"}}'
 
 
 class Handler:
@@ -36,11 +37,12 @@ class Handler:
 class Stream:
     """One request being answered."""
 
-    __slots__ = ("_channel", "_credit", "closed", "handler", "id")
+    __slots__ = ("_channel", "_credit", "_taking", "closed", "handler", "id")
 
     def __init__(self, channel: Channel, stream_id: int) -> None:
         self._channel = channel
         self._credit = frames.WINDOW
+        self._taking = frames.WINDOW
         self.id = stream_id
         self.closed = False
         self.handler = Handler()
@@ -79,6 +81,7 @@ class Stream:
     def consumed(self, count: int) -> None:
         """Let the opener send `count` more STDIN bytes."""
         if not self.closed and count:
+            self._taking += count
             self._channel.send(frames.credit(self.id, count))
 
     def end(self, answer: dict[str, Any]) -> None:
@@ -87,11 +90,21 @@ class Stream:
             return
         self.closed = True
         self._channel.finish(self.id)
-        self._channel.send(frames.encode(frames.END, self.id, json.dumps(answer).encode()))
+        payload = json.dumps(answer).encode()
+        if len(payload) > frames.MAX_JSON:
+            payload = _TOO_LARGE
+        self._channel.send(frames.encode(frames.END, self.id, payload))
 
     def fail(self, code: str, cause: str) -> None:
         """Answer with a refusal and close."""
         self.end({"error": {"code": code, "cause": cause}})
+
+    def received(self, data: bytes) -> None:
+        """Bytes toward the program came. Raises FrameError when the opener had no credit for them."""
+        self._taking -= len(data)
+        if self._taking < 0:
+            raise frames.FrameError("more bytes than credit")
+        self.handler.on_stdin(data)
 
     def granted(self, count: int) -> None:
         """The opener took `count` bytes: there is room again."""
@@ -99,6 +112,16 @@ class Stream:
         self._credit += count
         if not was and self.room:
             self.handler.on_room()
+
+
+def _message(payload: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(payload)
+    except (ValueError, RecursionError):  # the second: nested deeper than the parser goes
+        message = None
+    if not isinstance(message, dict):
+        raise frames.FrameError("a control frame without a JSON object")
+    return message
 
 
 class Channel:
@@ -112,6 +135,7 @@ class Channel:
         self._parser = frames.Parser()
         self._streams: dict[int, Stream] = {}
         self._queue = bytearray()
+        self._alive = True
         os.set_blocking(fd, False)
         loop.add_reader(fd, self._readable)
 
@@ -126,7 +150,9 @@ class Channel:
         return self._fd
 
     def send(self, data: bytes) -> None:
-        """Write now if nothing waits, else queue; order is kept."""
+        """Write now if nothing waits, else queue; order is kept. Dropped once the host is gone."""
+        if not self._alive:
+            return
         if self._queue:
             self._queue += data
             return
@@ -135,7 +161,7 @@ class Channel:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._lost()
+            self._lose()
             return
         if sent < len(data):
             self._queue += data[sent:]
@@ -152,7 +178,7 @@ class Channel:
         except BlockingIOError:
             return
         except OSError:
-            self._lost()
+            self._lose()
             return
         del self._queue[:sent]
         if not self._queue:
@@ -169,16 +195,26 @@ class Channel:
         except OSError:
             data = b""
         if not data:
-            self._lost()
+            self._lose()
             return
         try:
             for frame in self._parser.feed(data):
                 self._dispatch(frame)
-        except (frames.FrameError, ValueError):
+        except frames.FrameError:
+            self._lose()
+
+    def _lose(self) -> None:
+        """Say once that the host is gone, and wake no more for its descriptor."""
+        if self._alive:
+            self._alive = False
+            self._loop.forget(self._fd)
+            self._queue.clear()
             self._lost()
 
     def _dispatch(self, frame: frames.Frame) -> None:
         if frame.type == frames.OPEN:
+            if frame.stream in self._streams:
+                raise frames.FrameError("a stream opened twice")
             stream = self._streams[frame.stream] = Stream(self, frame.stream)
             self._opened(stream, frame.payload)
             return
@@ -186,12 +222,12 @@ class Channel:
         if known is None:
             return
         if frame.type == frames.STDIN:
-            known.handler.on_stdin(frame.payload)
+            known.received(frame.payload)
         elif frame.type == frames.EOF:
             known.handler.on_eof()
         elif frame.type == frames.CREDIT:
             known.granted(frames.credit_of(frame.payload))
         elif frame.type == frames.CONTROL:
-            known.handler.on_control(json.loads(frame.payload))
+            known.handler.on_control(_message(frame.payload))
         elif frame.type == frames.CANCEL:
             known.handler.on_cancel()

@@ -1,0 +1,389 @@
+"""Process 1 of every sandbox: answers requests from the channel, starts programs, reaps orphans.
+
+It runs as the sandbox's own user under the same filter as the programs. It is trusted with nothing outside:
+were it taken over, the node would see wrong bytes from one sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from ringfence.guest import files, frames, processes, reseed, runner, tunnel, watch
+from ringfence.guest import syscalls as sc
+from ringfence.guest.context import Context
+from ringfence.guest.loop import Loop
+from ringfence.guest.plan import HOME, Plan
+from ringfence.guest.stream import Channel, Handler, Stream
+
+FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
+SHELLS: Final = ("/bin/bash", "/bin/sh")
+ORDER_FD: Final = 3
+
+
+class BadAsk(Exception):
+    """A request that cannot be honoured: a code and a cause for the asker."""
+
+    def __init__(self, code: str, cause: str) -> None:
+        super().__init__(cause)
+        self.code = code
+
+
+def say_first(fd: int, message: dict[str, Any]) -> None:
+    """The frame that precedes all streams: ready, or why not."""
+    os.write(fd, frames.encode(frames.CONTROL, 0, json.dumps(message).encode()))
+
+
+class Spare:
+    """A fork of the interpreter that waits for its program."""
+
+    def __init__(self, pid: int, ends: processes.Ends, orders: socket.socket) -> None:
+        self.pid = pid
+        self.ends = ends
+        self.orders = orders
+
+
+class Agent:
+    """Requests in, frames out."""
+
+    def __init__(self, plan: Plan, channel_fd: int, reseeders: list[reseed.Reseeder], fresh: list[str]) -> None:
+        self.plan = plan
+        self.fresh = fresh
+        self.loop = Loop()
+        self.context = Context(loop=self.loop, home=HOME)
+        self.channel = Channel(self.loop, channel_fd, self.opened, self.lost)
+        self.reseeders = reseeders
+        self.programs: dict[int, processes.Process] = {}
+        self.spare: Spare | None = None
+        self.runs = 0
+        self.ops: dict[str, Callable[[Stream, dict[str, Any]], None]] = {
+            "exec": self.op_exec,
+            "run": self.op_run,
+            "attach": self.op_attach,
+            "list": self.op_list,
+            "signal": self.op_signal,
+            "resize": self.op_resize,
+            "input": self.op_input,
+            "notice": self.op_notice,
+            "settle": self.op_settle,
+            "ping": lambda stream, _: stream.end({}),
+        }
+        for table in (files.OPS, watch.OPS, tunnel.OPS):
+            for name, op in table.items():
+                self.ops[name] = lambda stream, request, op=op: op(self.context, stream, request)  # type: ignore[misc]
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def opened(self, stream: Stream, payload: bytes) -> None:
+        """Answer one request; whatever it holds, the agent lives on."""
+        try:
+            request = json.loads(payload)
+            op = self.ops[request["op"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            stream.fail("bad_request", "not a request this agent knows")
+            return
+        try:
+            op(stream, request)
+        except BadAsk as refusal:
+            stream.fail(refusal.code, str(refusal))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            stream.fail("bad_request", f"{type(error).__name__}: {error}")
+        except OSError as error:
+            stream.fail("busy" if error.errno in {11, 12} else "io", error.strerror or str(error))
+
+    def lost(self) -> None:
+        """The node hung up: there is nobody left to work for."""
+        os._exit(0)
+
+    def op_exec(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Start a program from an argument list, or a shell line."""
+        argv = request.get("argv") or [next(s for s in SHELLS if os.path.exists(s)), "-c", str(request["shell"])]
+        if not all(isinstance(part, str) and "\0" not in part for part in argv):
+            raise BadAsk("bad_request", "argv must be strings without NUL")
+        uid, gid = self._user(request)
+        env, cwd = self._env(request, uid), self._cwd(request)
+        ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
+        pid = os.fork()
+        if pid == 0:
+            self._become_program(ends, argv, env, cwd, uid, gid)
+        ends.close_child()
+        self._adopt(stream, request, pid, ends, argv, "exec")
+
+    def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
+        code, filename = request["code"], request.get("filename") or "main.py"
+        if not isinstance(code, str) or not isinstance(filename, str):
+            raise BadAsk("bad_request", "code and filename must be text")
+        order = {
+            "code": code,
+            "filename": os.path.join(HOME, filename),
+            "argv": [str(a) for a in request.get("argv") or []],
+            "env": self._env(request, None),
+            "cwd": self._cwd(request),
+        }
+        plain = not request.get("pty") and not request.get("stdin") and request.get("user") in {None, "", "user"}
+        spare = self.spare if plain and self.spare is not None else None
+        if spare is not None:
+            self.spare = None
+        else:
+            spare = self._fork_runner(request)
+        self.runs += 1
+        data = runner.encode_order(order)
+        program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
+        self._send_order(spare, program, data)
+
+    def _send_order(self, spare: Spare, program: processes.Process, data: bytes) -> None:
+        fd = spare.orders.fileno()
+        spare.orders.setblocking(True)  # the runner is waiting to read: this ends as fast as it can
+        spare.orders.settimeout(10)
+        spare.orders.sendall(data)
+        spare.orders.setblocking(False)
+
+        def reported() -> None:
+            word = b""
+            try:
+                word = spare.orders.recv(1)
+            except BlockingIOError:
+                return
+            except OSError:
+                word = b""
+            self.loop.forget(fd)
+            spare.orders.close()
+            if word:
+                program.ended(word[0], None, None)
+
+        self.loop.add_reader(fd, reported)
+
+    def op_attach(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Join a program: its tail, then live."""
+        self._program(request).attach(stream, replay=True)
+
+    def op_list(self, stream: Stream, _: dict[str, Any]) -> None:
+        """Every program this agent started, the recently ended included."""
+        rows = [
+            {"pid": p.pid, **p.about, "started_at": p.started_at, "running": p.fate is None, "exit": p.fate}
+            for p in self.programs.values()
+        ]
+        stream.end({"processes": rows})
+
+    def op_signal(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Signal a program and its group."""
+        program = self._program(request)
+        if program.fate is not None:
+            raise BadAsk("not_running", "the program has ended")
+        number = request["signal"]
+        if not isinstance(number, int) or not 1 <= number <= 64:
+            raise BadAsk("bad_request", "signal must be a number from 1 to 64")
+        program.signal_group(number)
+        stream.end({})
+
+    def op_resize(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Resize a program's terminal."""
+        self._program(request).resize(request)
+        stream.end({})
+
+    def op_input(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Bytes for a running program's input."""
+        program = self._program(request)
+        if program.fate is not None:
+            raise BadAsk("not_running", "the program has ended")
+        stream.handler = Input(program, stream, close=bool(request.get("close")))
+
+    def op_notice(self, stream: Stream, request: dict[str, Any]) -> None:
+        """A line to everyone at a terminal of this sandbox."""
+        for program in self.programs.values():
+            program.notice(str(request["text"])[:500])
+        stream.end({})
+
+    def op_settle(self, stream: Stream, _: dict[str, Any]) -> None:
+        """Give the waiting interpreter's memory back; the next run forks its own."""
+        if self.spare is not None:
+            spare, self.spare = self.spare, None
+            spare.orders.close()
+            for fd in (spare.ends.stdin, spare.ends.stdout, spare.ends.stderr):
+                if fd >= 0:
+                    os.close(fd)
+        stream.end({})
+
+    # -- starting programs ----------------------------------------------------------------------------------
+
+    def _program(self, request: dict[str, Any]) -> processes.Process:
+        program = self.programs.get(request["pid"])
+        if program is None:
+            raise BadAsk("not_found", "no such program")
+        return program
+
+    def _user(self, request: dict[str, Any]) -> tuple[int, int]:
+        try:
+            uid, gid = processes.lookup_user(request.get("user") or "")
+        except KeyError:
+            raise BadAsk("not_found", "no such user in this template") from None
+        if not self.plan.root and uid != processes.USER_ID:
+            raise BadAsk("permission", "without privileges on the host there is only `user`")
+        return uid, gid
+
+    def _env(self, request: dict[str, Any], uid: int | None) -> dict[str, str]:
+        wanted = request.get("env") or {}
+        if not all(isinstance(k, str) and isinstance(v, str) and k and "=" not in k for k, v in wanted.items()):
+            raise BadAsk("bad_request", "env must map names to text")
+        if uid is None:
+            return dict(wanted)
+        base = {**os.environ, "TERM": "xterm-256color"} if request.get("pty") else dict(os.environ)
+        if uid == 0:
+            base.update(USER="root", LOGNAME="root")
+        return {**base, **wanted}
+
+    def _cwd(self, request: dict[str, Any]) -> str:
+        cwd = os.path.join(HOME, request.get("cwd") or "")
+        if "\0" in cwd or cwd.startswith(("/proc", "/dev", "/sys")):
+            raise BadAsk("bad_request", "cwd must be an ordinary directory")  # CVE-2024-21626
+        if not os.path.isdir(cwd):
+            raise BadAsk("not_found", "cwd does not exist")
+        return cwd
+
+    def _become_program(
+        self, ends: processes.Ends, argv: list[str], env: dict[str, str], cwd: str, uid: int, gid: int
+    ) -> None:
+        """In the fork; never returns."""
+        code = 126
+        try:
+            ends.into_place()
+            sc.close_from(3)
+            processes.reset_signals()
+            processes.become(uid, gid, self.plan.root)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.chdir(cwd)
+            os.execvpe(argv[0], argv, env)  # noqa: S606 - what the tenant asked for, inside its sandbox
+        except FileNotFoundError:
+            os.write(2, f"{argv[0]}: not found\n".encode())
+            code = 127
+        except BaseException as error:  # noqa: BLE001 - nothing may unwind into the agent's loop
+            os.write(2, f"{argv[0]}: {error}\n".encode())
+        finally:
+            os._exit(code)
+
+    def _fork_runner(self, request: dict[str, Any]) -> Spare:
+        ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
+        uid, gid = self._user(request)
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            self._become_runner(ends, theirs.fileno(), uid, gid)
+        ends.close_child()
+        theirs.close()
+        return Spare(pid, ends, ours)
+
+    def _become_runner(self, ends: processes.Ends, orders: int, uid: int, gid: int) -> None:
+        """In the fork; never returns."""
+        try:
+            ends.into_place()
+            os.dup2(orders, ORDER_FD)
+            sc.close_from(ORDER_FD + 1)
+            processes.reset_signals()
+            processes.become(uid, gid, self.plan.root)
+            sc.set_name("python3")
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+            if self.plan.exec_runner:
+                os.execv(self.fresh[0], self.fresh)  # noqa: S606 - our own interpreter, our own source
+            if "reseed" not in self.plan.without:
+                reseed.apply(self.reseeders)
+            runner.main(ORDER_FD)
+        except BaseException as error:  # noqa: BLE001 - nothing may unwind into the agent's loop
+            os.write(2, f"ringfence: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(126)
+
+    def _adopt(
+        self, stream: Stream, request: dict[str, Any], pid: int, ends: processes.Ends, argv: list[str], kind: str
+    ) -> processes.Process:
+        about = {"tag": request.get("tag"), "argv": argv, "kind": kind, "detach": bool(request.get("detach"))}
+        program = processes.Process(self.loop, pid, ends, about, self.plan.root)
+        self.programs[pid] = program
+        timeout = request.get("timeout")
+        program.begin(float(timeout) if timeout is not None else None)
+        program.attach(stream, replay=False)
+        return program
+
+    # -- reaping --------------------------------------------------------------------------------------------
+
+    def watch_children(self) -> None:
+        """Have the loop woken by every death, the orphans' included."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        def woken() -> None:
+            try:
+                os.read(reader, 4096)
+            except BlockingIOError:
+                pass
+            self.reap()
+
+        self.loop.add_reader(reader, woken)
+
+    def reap(self) -> None:
+        """Collect every dead child; a program's fate is told to whoever is attached."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            program = self.programs.get(pid)
+            if self.spare is not None and pid == self.spare.pid:
+                self.spare = None
+            if program is not None:
+                code = os.waitstatus_to_exitcode(status)
+                program.ended(code if code >= 0 else None, -code if code < 0 else None, usage)
+                self._forget_old()
+
+    def _forget_old(self) -> None:
+        ended = [pid for pid, program in self.programs.items() if program.finished]
+        for pid in ended[: max(0, len(ended) - FINISHED_KEPT)]:
+            del self.programs[pid]
+
+    def warm(self) -> None:
+        """Fork the interpreter that waits for the first program."""
+        self.spare = self._fork_runner({})
+
+
+class Input(Handler):
+    """Feeds a running program from a stream of its own, and answers when the stream ends."""
+
+    def __init__(self, program: processes.Process, stream: Stream, *, close: bool) -> None:
+        self._program = program
+        self._stream = stream
+        self._close = close
+
+    def on_stdin(self, data: bytes) -> None:
+        """Pass it on."""
+        self._program.feed(self._stream, data)
+
+    def on_eof(self) -> None:
+        """All of it was sent; close the program's input if that was asked."""
+        if self._close:
+            self._program.close_stdin()
+        self._stream.end({})
+
+    def on_cancel(self) -> None:
+        """The sender left; the program keeps what it got."""
+        self._stream.end({})
+
+
+def serve(
+    plan: Plan, channel_fd: int, layers: list[str], reseeders: list[reseed.Reseeder], fresh: list[str]
+) -> None:
+    """Become process 1's loop: say ready, then answer until the node hangs up."""
+    agent = Agent(plan, channel_fd, reseeders, fresh)
+    agent.watch_children()
+    os.chdir(HOME)
+    if plan.warm_runner:
+        agent.warm()
+    say_first(channel_fd, {"ready": {"layers": layers}})
+    agent.loop.run()

@@ -1,0 +1,39 @@
+"""What one sandbox is told before its first step: plain values, decided by the node, checked again here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+STAGE: Final = "/run/ringfence/stage"  # the pristine root, as the zygote sees it
+NEW_ROOT: Final = "/run/ringfence/new"  # where a sandbox assembles its own
+SCRATCH: Final = "/run/ringfence/scratch"  # where its one tmpfs is mounted before it is bound into place
+HOME: Final = "/home/user"
+CHANNEL_FD: Final = 3  # the one descriptor a sandbox keeps, beside the null device on 0 to 2
+USER_ID: Final = 1000
+SLOT_SIZE: Final = 2048  # uids per sandbox: 0..2046, and nobody (65534) on the last one
+NOBODY: Final = 65534
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a set-up needs. `without` and `fault` exist for tests alone: no setting reaches them."""
+
+    id: str
+    slot: int
+    root: bool  # set up by a privileged node: a uid range of its own, `root` and `user` inside
+    scratch_bytes: int
+    scratch_files: int
+    processes: int
+    open_files: int
+    cpu_seconds: float
+    warm_runner: bool
+    exec_runner: bool  # zygote = "none": user code never shares the zygote's address layout
+    time_namespace: bool
+    without: frozenset[str] = field(default_factory=frozenset)
+    fault: str = ""
+
+
+def plan_from(message: dict[str, Any]) -> Plan:
+    """The plan in a spawn message; a missing or unknown field raises TypeError."""
+    return Plan(**{**message, "without": frozenset(message.get("without", ()))})

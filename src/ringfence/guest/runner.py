@@ -1,0 +1,167 @@
+"""The warm interpreter: waits in a fork, then runs one program as `python3 FILE` would."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import json
+import linecache
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+from typing import Any, Final, TextIO
+
+LENGTH: Final = 4
+PYTHON: Final = "/usr/bin/python3"
+
+
+def _read_exactly(fd: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = os.read(fd, count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+def read_order(fd: int) -> dict[str, Any]:
+    """One length-prefixed JSON order from the agent. Raises EOFError when the agent hangs up."""
+    size = int.from_bytes(_read_exactly(fd, LENGTH), "big")
+    order: dict[str, Any] = json.loads(_read_exactly(fd, size))
+    return order
+
+
+def encode_order(order: dict[str, Any]) -> bytes:
+    """The bytes read_order() reads."""
+    data = json.dumps(order).encode()
+    return len(data).to_bytes(LENGTH, "big") + data
+
+
+def _text(fd: int, mode: str, **options: Any) -> TextIO:
+    raw = io.FileIO(fd, mode, closefd=False)
+    buffer: Any = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+    stream = io.TextIOWrapper(buffer, encoding="utf-8", **options)
+    stream.mode = mode  # type: ignore[attr-defined]
+    return stream
+
+
+_OURS: Final = read_order.__code__.co_filename
+
+
+def _fresh_streams() -> None:
+    tty = os.isatty(1)
+    sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _text(1, "w", line_buffering=tty)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(  # type: ignore[misc]
+        2, "w", errors="backslashreplace", line_buffering=True
+    )
+
+
+def _fresh_main(order: dict[str, Any]) -> types.ModuleType:
+    """A new __main__, as the interpreter makes it for a script."""
+    for name in [n for n in sys.modules if n == "ringfence" or n.startswith("ringfence.")]:
+        del sys.modules[name]
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=order["filename"], __builtins__=__builtins__, __cached__=None)
+    sys.modules["__main__"] = main
+    sys.argv = [order["filename"], *order.get("argv", [])]
+    sys.path[:] = [os.getcwd(), *[p for p in sys.path if not p.startswith("/run/ringfence")]]
+    return main
+
+
+def _report_uncaught() -> None:
+    """The traceback a script's user would see: ours is not in it."""
+    kind, error, trace = sys.exc_info()
+    while trace is not None and trace.tb_frame.f_code.co_filename == _OURS:
+        trace = trace.tb_next
+    if kind is not None and error is not None:
+        sys.excepthook(kind, error.with_traceback(trace), trace)
+
+
+def _exit_code(error: SystemExit) -> int:
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def execute(order: dict[str, Any]) -> int:
+    """Run the order's program in a fresh __main__ and return the exit code the interpreter would give."""
+    filename, code = order["filename"], order["code"]
+    main = _fresh_main(order)
+    linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
+    try:
+        exec(compile(code, filename, "exec", dont_inherit=True), main.__dict__)  # noqa: S102 - the whole point
+        return 0
+    except SystemExit as error:
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        _report_uncaught()
+        return 128 + signal.SIGINT
+    except BaseException:  # noqa: BLE001 - a program may raise anything; it gets its traceback
+        _report_uncaught()
+        return 1
+
+
+def finish() -> None:
+    """What the interpreter does at its end: join threads, run exit handlers, flush."""
+    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            last()
+        except BaseException:  # noqa: BLE001 - an exit handler may raise anything; the rest still run
+            traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+
+
+def main(order_fd: int) -> None:
+    """Wait for one order, run it, report its code, exit. Never returns."""
+    code = 1
+    try:
+        order = read_order(order_fd)
+        os.set_inheritable(order_fd, False)
+        os.chdir(order["cwd"])
+        os.environ.update(order.get("env", {}))
+        _fresh_streams()
+        gc.enable()
+        code = execute(order)
+        finish()
+        # The agent answers on this word, before the kernel has torn our memory down.
+        os.write(order_fd, bytes((code & 0xFF,)))
+    except EOFError:
+        code = 0
+    except OSError as error:
+        os.write(2, f"ringfence: cannot start: {error}\n".encode())
+        code = 126
+    finally:
+        os._exit(code & 0xFF)
+
+
+def rehearse() -> None:
+    """Run a throwaway program, so that forks find these paths already imported and compiled."""
+    saved = sys.modules["__main__"], list(sys.path), list(sys.argv), dict(sys.modules)
+    exec(compile("import json, traceback\nx = [str(i) for i in range(9)]\n", "<rehearsal>", "exec"), {})  # noqa: S102
+    "".encode("utf-8", "backslashreplace")
+    sys.modules["__main__"], sys.path[:], sys.argv = saved[0], saved[1], saved[2]
+
+
+def fresh_argv(preload: list[str], order_fd: int) -> list[str]:
+    """The command that is this module in an interpreter of its own (zygote = "none").
+
+    Read while our source can still be seen: a sandbox's root does not hold it.
+    """
+    with open(__file__) as file:
+        source = file.read()
+    tail = f"\nimport importlib\nfor name in {preload!r}:\n    importlib.import_module(name)\nmain({order_fd})\n"
+    return [PYTHON, "-I", "-c", source + tail]

@@ -1,0 +1,102 @@
+"""What a way to isolate must offer: a few verbs and a frozen record of what it can enforce.
+
+The node is the only caller. Everything beyond these verbs (pause, snapshot, fork) is a protocol of its own.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ringfence.domain.limits import Limits
+from ringfence.domain.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One fence, and whether it is in force on this host; `reason` says why not."""
+
+    name: str
+    in_force: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a runtime can honour. A request that needs more is refused at the door, with the reason."""
+
+    isolation: str
+    fork_warm: bool
+    pty: bool
+    users: frozenset[str]
+    enforces: frozenset[str]
+    limits_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    """Everything a start needs; values only, decided above."""
+
+    id: str
+    tenant: str
+    template: Template
+    template_root: Path
+    template_digest: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUsage:
+    """What a sandbox has used so far, counted by the kernel from outside."""
+
+    cpu_seconds: float = 0.0
+    memory_now_bytes: int = 0
+    memory_peak_bytes: int = 0
+    processes: int = 0
+    oom_kills: int = 0
+
+
+class Started(Protocol):
+    """A sandbox whose agent said ready. Nothing of a tenant's has run in it."""
+
+    id: str
+    channel: socket.socket
+    layers: tuple[str, ...]
+    pid: int
+    pidfd: int
+
+
+class Runtime(Protocol):
+    """A way to isolate."""
+
+    name: str
+
+    def capabilities(self) -> Capabilities:
+        """What this host lets it enforce."""
+        ...
+
+    def layers(self) -> list[Layer]:
+        """Every fence of this runtime, in force or not, for `doctor` and the API."""
+        ...
+
+    async def start(self, spec: StartSpec) -> Started:
+        """A ready sandbox. Raises SandboxRefused naming the layer that could not be put in force."""
+        ...
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Return when nothing of it runs and nothing of it is left; succeeds if it is already gone."""
+        ...
+
+    def usage(self, sandbox_id: str) -> GroupUsage:
+        """What it used so far; zeros where the host cannot tell."""
+        ...
+
+    async def found(self) -> set[str]:
+        """Ids of every sandbox of which the kernel still shows anything, whoever made it."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything this runtime started."""
+        ...

@@ -1,0 +1,153 @@
+"""From a plain process to a zygote: namespaces, a root built from a template, then exec.
+
+Runs as `python -m ringfence.runtimes.jail.launcher`, started by the node with its own privileges, and stays as
+the zygote's parent. Descriptor 3 is the node's control channel, descriptor 4 brings the configuration; the node
+sends it after it has put this process into its group, so nothing below starts ungoverned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from ringfence.guest import syscalls as sc
+from ringfence.guest.plan import NEW_ROOT, SCRATCH, STAGE
+
+CONTROL_FD: Final = 3
+CONFIG_FD: Final = 4
+GUEST: Final = Path(__file__).parent.parent.parent / "guest"
+DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+LINKS: Final = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
+CODE: Final = "/run/ringfence/code"
+BOOT: Final = f"import sys; sys.path.insert(0, {CODE!r}); from ringfence.guest.zygote import main; main()"
+_READ_ONLY: Final = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
+_QUIET: Final = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+
+
+def write_maps(pid: int, config: dict[str, Any]) -> None:
+    """Map the tenant's uid range, or without privileges the one uid we are."""
+    if config["root"]:
+        uid = gid = f"0 {config['uid_base']} {config['uid_count']}\n"
+    else:
+        uid, gid = f"0 {os.geteuid()} 1\n", f"0 {os.getegid()} 1\n"
+        Path(f"/proc/{pid}/setgroups").write_text("deny")
+    Path(f"/proc/{pid}/uid_map").write_text(uid)
+    Path(f"/proc/{pid}/gid_map").write_text(gid)
+
+
+def devices(root: str) -> None:
+    """The six harmless devices and the usual links, on a small tmpfs that is then made read-only."""
+    dev = f"{root}/dev"
+    sc.mount("tmpfs", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "size=64k,nr_inodes=64,mode=0755")
+    for name in DEVICES:
+        Path(f"{dev}/{name}").touch()
+        sc.bind(f"/dev/{name}", f"{dev}/{name}")
+    for name, target in LINKS.items():
+        Path(f"{dev}/{name}").symlink_to(target)
+    for name in ("pts", "shm"):
+        Path(f"{dev}/{name}").mkdir()
+    sc.mount("none", dev, flags=sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC)
+
+
+def guest_code(root: str) -> None:
+    """Copy our guest package where the template's interpreter can import it."""
+    package = Path(f"{root}{CODE}/ringfence/guest")
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    for source in sorted(GUEST.glob("*.py")):
+        (package / source.name).write_bytes(source.read_bytes())
+
+
+def build_root(template_fd: int, *, read_only: bool) -> str:
+    """Assemble the zygote's root in a private mount tree; returns where it stands."""
+    sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE)
+    work = "/tmp"  # noqa: S108 - only a place to mount on, in a mount namespace of our own
+    sc.mount("tmpfs", work, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755")
+    pristine, root = f"{work}/pristine", f"{work}/root"
+    for place in (pristine, root):
+        os.mkdir(place)
+    sc.bind(f"/proc/self/fd/{template_fd}", pristine, _READ_ONLY if read_only else sc.MS_NOSUID | sc.MS_NODEV)
+    devices(pristine)
+    sc.bind(pristine, root, sc.MS_REC)
+    sc.mount("tmpfs", f"{root}/run", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755")
+    sc.mount("tmpfs", f"{root}/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=1777")
+    sc.mount("tmpfs", f"{root}/home/user", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=0755")
+    sc.mount("proc", f"{root}/proc", "proc", _QUIET)
+    guest_code(root)
+    for place in (STAGE, NEW_ROOT, SCRATCH):
+        os.mkdir(root + place)
+    sc.bind(pristine, root + STAGE, sc.MS_REC)
+    return root
+
+
+def own_clock() -> bool:
+    """A time namespace whose monotonic clocks start now: the host's uptime is not a sandbox's business."""
+    try:
+        sc.unshare(sc.CLONE_NEWTIME)
+    except OSError:
+        return False
+    offsets = "".join(
+        f"{name} -{int(time.clock_gettime(clock))} 0\n"
+        for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME))
+    )
+    Path("/proc/self/timens_offsets").write_text(offsets)
+    return True
+
+
+def become_zygote(config: dict[str, Any]) -> None:
+    """In the child, mapped: build the root, leave the host's tree, exec the template's interpreter."""
+    # Opened here because a bind needs a mount of this namespace, and now because the next lines give up the uid
+    # that may walk through a state directory closed to others.
+    template_fd = os.open(config["template_root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    sc.prctl(sc.PR_SET_DUMPABLE, 1)
+    if config["root"]:
+        os.setgroups([])
+    os.umask(0o022)
+    os.setsid()
+    sc.sethostname("sandbox")
+    clock = own_clock()
+    root = build_root(template_fd, read_only="read_only_root" not in config["without"])
+    sc.pivot_into(root)
+    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps({**config["zygote"], "time_namespace": clock}).encode())
+    os.close(writer)
+    os.dup2(reader, CONFIG_FD)
+    sc.close_from(CONFIG_FD + 1)
+    env = {name: value for name, value in config["zygote"]["env"].items() if name != "LD_PRELOAD"}
+    os.execve("/usr/bin/python3", ["python3", "-I", "-B", "-c", BOOT], env)  # noqa: S606 - the template's own
+
+
+def main() -> int:
+    """Clone the zygote, map it, wait for it."""
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.set_inheritable(CONTROL_FD, True)
+    with os.fdopen(CONFIG_FD, closefd=True) as file:
+        config = json.load(file)
+    waiting, go = os.pipe()
+    flags = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET
+    pid, _ = sc.clone(flags | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP)
+    if pid == 0:
+        try:
+            os.close(go)
+            if os.read(waiting, 1):
+                become_zygote(config)
+        except BaseException as error:  # noqa: BLE001 - the node must hear why, whatever it was
+            os.write(CONTROL_FD, json.dumps({"broken": f"{type(error).__name__}: {error}"[:2000]}).encode())
+        finally:
+            os._exit(1)
+    os.close(CONTROL_FD)
+    write_maps(pid, config)
+    os.write(go, b"G")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

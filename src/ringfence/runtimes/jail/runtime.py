@@ -1,0 +1,294 @@
+"""The jail: sandboxes forked from zygotes, fenced by the kernel's own means, at the speed of a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from ringfence.domain.errors import SandboxRefused
+from ringfence.domain.limits import Limits
+from ringfence.domain.template import ZygoteMode
+from ringfence.guest import frames, steps
+from ringfence.guest import syscalls as sc
+from ringfence.guest.plan import HOME, SLOT_SIZE
+from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
+from ringfence.runtimes.jail.cgroups.base import Groups
+from ringfence.runtimes.jail.seccomp.compile import compile_filter
+from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
+
+READY_SECONDS: Final = 20.0
+GONE_SECONDS: Final = 30.0
+UID_FLOOR: Final = 0x2000_0000  # above every range a distribution hands out in /etc/subuid by default
+UID_BLOCK: Final = SLOTS * SLOT_SIZE
+UID_BLOCKS: Final = (0xFFFF_0000 - UID_FLOOR) // UID_BLOCK
+_ZYGOTE_LIMITS: Final = Limits(memory_bytes=2 * 1024**3, cpus=64, processes=4096)
+_BASE_ENV: Final = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+    "HOME": HOME,
+    "USER": "user",
+    "LOGNAME": "user",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+    "OPENBLAS_NUM_THREADS": "1",  # a thread made at import would be lost by the fork
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+}
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Jailed:
+    """One live sandbox of this runtime."""
+
+    id: str
+    channel: socket.socket
+    layers: tuple[str, ...]
+    pid: int
+    pidfd: int
+    slot: int
+    zygote: Zygote
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteKey:
+    """Sandboxes share a zygote only within one tenant and one template."""
+
+    tenant: str
+    template: str
+    digest: str
+
+
+class Jail:
+    """See runtimes/base.py for what each verb promises.
+
+    `without` and `fault` weaken or break the set-up so that tests can show what each layer holds back; no
+    command, file or variable reaches them.
+    """
+
+    name = "jail"
+
+    def __init__(
+        self, groups: Groups, *, privileged: bool, without: frozenset[str] = frozenset(), fault: str = ""
+    ) -> None:
+        self._groups = groups
+        self._privileged = privileged
+        self._without = without
+        self._fault = fault
+        self._seccomp = base64.b64encode(compile_filter()).decode()
+        self._zygotes: dict[ZygoteKey, Zygote] = {}
+        self._starting: dict[ZygoteKey, asyncio.Lock] = {}
+        self._blocks = itertools.cycle(range(UID_BLOCKS))
+        self._live: dict[str, Jailed] = {}
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="groups")
+
+    # -- what it can do -------------------------------------------------------------------------------------
+
+    def capabilities(self) -> Capabilities:
+        """A shared kernel behind every layer this host has."""
+        users = frozenset({"user", "root"}) if self._privileged else frozenset({"user"})
+        return Capabilities(
+            isolation="namespaces, seccomp and Landlock on a shared kernel",
+            fork_warm=True,
+            pty=True,
+            users=users,
+            enforces=self._groups.enforces,
+            limits_by=self._groups.kind,
+        )
+
+    def layers(self) -> list[Layer]:
+        """Every fence, with the reason where one is missing."""
+        abi = sc.landlock_abi()
+        missing = {f"{name}_limit": reason for name, reason in self._groups.missing.items()}
+        if not abi:
+            missing["landlock"] = "this kernel has no Landlock (5.13 or newer, lsm=landlock)"
+        if not self._privileged:
+            missing["uid_range"] = "without root all sandboxes share the host uid of whoever started them"
+        names = [*steps.NAMESPACES, "time_namespace", *(n for n, _ in steps.STEPS if n not in steps.NAMESPACES)]
+        names += ["reseed", "memory_limit", "cpu_limit", "pids_limit"]
+        return [Layer(name, name not in missing, missing.get(name, "")) for name in names]
+
+    # -- start ----------------------------------------------------------------------------------------------
+
+    async def start(self, spec: StartSpec) -> Jailed:
+        """Fork, attach to the limits while nobody waits, let it set up, hear that it is ready."""
+        zygote = await self._zygote(spec)
+        slot = zygote.take_slot()
+        host, guest = socket.socketpair()
+        host.setblocking(False)
+        fork: Fork | None = None
+        try:
+            await self._in_thread(lambda: self._groups.create(spec.id, spec.limits))
+            fork = await zygote.fork(self._plan(spec, slot), guest.fileno())
+            pid = fork.pid
+            await self._in_thread(lambda: self._groups.attach(spec.id, pid))
+            guest.close()
+            host.send(b"G")
+            layers = await asyncio.wait_for(self._ready(host), READY_SECONDS)
+        except BaseException as error:
+            guest.close()
+            host.close()
+            await self._clear(spec.id, fork, slot, zygote)
+            if isinstance(error, TimeoutError | OSError):
+                raise SandboxRefused(f"the sandbox did not become ready: {error}", code="not_ready") from error
+            raise
+        jailed = Jailed(spec.id, host, layers, fork.pid, fork.pidfd, slot, zygote)
+        self._live[spec.id] = jailed
+        return jailed
+
+    async def _ready(self, host: socket.socket) -> tuple[str, ...]:
+        parser = frames.Parser()
+        loop = asyncio.get_running_loop()
+        while True:
+            data = await loop.sock_recv(host, frames.MAX_DATA)
+            if not data:
+                raise SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
+            for frame in parser.feed(data):
+                message = json.loads(frame.payload)
+                if "refused" in message:
+                    layer, cause = message["refused"].get("layer"), message["refused"].get("cause")
+                    raise SandboxRefused(
+                        f"layer {layer!s:.60} could not be put in force: {cause!s:.400}",
+                        code="layer_refused",
+                        remediation="run `ringfence doctor` to see what this host lacks",
+                    )
+                extra = {f"{kind}_limit" for kind in self._groups.enforces}
+                return (*(str(n) for n in message["ready"]["layers"]), *sorted(extra))
+
+    def _plan(self, spec: StartSpec, slot: int) -> dict[str, Any]:
+        limits = spec.limits
+        return {
+            "id": spec.id,
+            "slot": slot,
+            "root": self._privileged,
+            "scratch_bytes": limits.scratch_bytes,
+            "scratch_files": limits.scratch_files,
+            "processes": limits.processes,
+            "open_files": limits.open_files,
+            "cpu_seconds": limits.cpu_seconds,
+            "warm_runner": True,
+            "exec_runner": spec.template.zygote is ZygoteMode.NONE,
+            "time_namespace": True,
+            "without": sorted(self._without),
+            "fault": self._fault,
+        }
+
+    async def _zygote(self, spec: StartSpec) -> Zygote:
+        key = ZygoteKey(spec.tenant, spec.template.name, spec.template_digest)
+        async with self._starting.setdefault(key, asyncio.Lock()):
+            known = self._zygotes.get(key)
+            if known is not None and known.alive:
+                return known
+            zygote = self._zygotes[key] = await self._new_zygote(spec)
+            return zygote
+
+    async def _new_zygote(self, spec: StartSpec) -> Zygote:
+        zygote = Zygote.launch(f"zygote-{spec.id}")
+        try:
+            await self._in_thread(lambda: self._groups.create(zygote.name, _ZYGOTE_LIMITS))
+            await self._in_thread(lambda: self._groups.attach(zygote.name, zygote.launcher_pid))
+            zygote.configure(
+                {
+                    "root": self._privileged,
+                    "uid_base": UID_FLOOR + next(self._blocks) * UID_BLOCK,
+                    "uid_count": UID_BLOCK,
+                    "template_root": str(spec.template_root),
+                    "without": sorted(self._without),
+                    "zygote": {
+                        "seccomp": self._seccomp,
+                        "preload": list(spec.template.preload) if spec.template.zygote is ZygoteMode.FORK else [],
+                        "env": {**_BASE_ENV, **dict(spec.template.env)},
+                    },
+                }
+            )
+            await zygote.wait_ready()
+        except BaseException:
+            zygote.kill()
+            await self._end_zygote(zygote)
+            raise
+        return zygote
+
+    # -- stop -----------------------------------------------------------------------------------------------
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill process 1, and with it the namespace; wait for the kernel to say so; take the groups away."""
+        jailed = self._live.pop(sandbox_id, None)
+        if jailed is None:
+            await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
+            return
+        jailed.channel.close()
+        await self._clear(sandbox_id, Fork(jailed.pid, jailed.pidfd), jailed.slot, jailed.zygote)
+
+    async def _clear(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
+        if fork is not None:
+            await _gone(fork.pidfd)
+            os.close(fork.pidfd)
+        await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
+        zygote.give_slot(slot)
+
+    def usage(self, sandbox_id: str) -> GroupUsage:
+        """Read the kernel's counters."""
+        seen = self._groups.usage(sandbox_id)
+        return GroupUsage(
+            cpu_seconds=seen.cpu_seconds,
+            memory_now_bytes=seen.memory_now,
+            memory_peak_bytes=seen.memory_peak,
+            processes=seen.processes,
+            oom_kills=seen.oom_kills,
+        )
+
+    async def found(self) -> set[str]:
+        """Groups are all that can outlive a sandbox: everything else dies with its process 1."""
+        zygotes = {z.name for z in self._zygotes.values() if z.alive}
+        return await self._in_thread(self._groups.list) - zygotes
+
+    async def retire(self, tenant: str, template: str) -> None:
+        """Let a zygote go that nobody has used for long; its sandboxes must be gone."""
+        for key in [k for k in self._zygotes if (k.tenant, k.template) == (tenant, template)]:
+            zygote = self._zygotes.pop(key)
+            zygote.kill()
+            await self._end_zygote(zygote)
+
+    async def _end_zygote(self, zygote: Zygote) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(zygote.dead.wait(), GONE_SECONDS)
+        await self._in_thread(lambda: self._groups.remove(zygote.name, GONE_SECONDS))
+
+    async def close(self) -> None:
+        """Stop every sandbox, then every zygote, then give the groups' parents back."""
+        for sandbox_id in list(self._live):
+            await self.stop(sandbox_id)
+        for zygote in self._zygotes.values():
+            zygote.kill()
+            await self._end_zygote(zygote)
+        self._zygotes.clear()
+        await self._in_thread(self._groups.close)
+        self._threads.shutdown(wait=False)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+async def _gone(pidfd: int) -> None:
+    """Kill and wait: a pid namespace's process 1 ends only after everything in it has."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended, GONE_SECONDS)
+    finally:
+        loop.remove_reader(pidfd)

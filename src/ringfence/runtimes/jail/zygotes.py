@@ -1,0 +1,193 @@
+"""The node's handle on one zygote: start it, ask it for forks, notice its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ringfence.domain.errors import SandboxRefused
+
+MAX_MESSAGE: Final = 64 * 1024
+READY_SECONDS: Final = 60.0  # importing pandas on a cold page cache takes seconds
+SPAWN_SECONDS: Final = 20.0
+SLOTS: Final = 4096  # sandboxes one zygote can have alive at once; slot 0 is the zygote itself
+LAUNCHER: Final = "ringfence.runtimes.jail.launcher"
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A child of the zygote that waits for the node's word."""
+
+    pid: int
+    pidfd: int
+
+
+def pid_of(pidfd: int) -> int:
+    """The process id behind a pidfd, in our own pid namespace; -1 once it is reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return -1
+
+
+def _launch(control: socket.socket, config_fd: int) -> int:
+    env = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, 2, 1),
+        (os.POSIX_SPAWN_DUP2, control.fileno(), 3),
+        (os.POSIX_SPAWN_DUP2, config_fd, 4),
+    ]
+    return os.posix_spawn(sys.executable, [sys.executable, "-B", "-m", LAUNCHER], env, file_actions=actions)
+
+
+@dataclass
+class Zygote:
+    """One running zygote."""
+
+    name: str
+    control: socket.socket
+    launcher_pid: int
+    config_writer: int
+    landlock_abi: int = 0
+    ready: asyncio.Future[dict[str, Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    dead: asyncio.Event = field(default_factory=asyncio.Event)
+    _forks: dict[str, asyncio.Future[Fork]] = field(default_factory=dict)
+    _slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
+    _watched: int = -1
+
+    @classmethod
+    def launch(cls, name: str) -> Zygote:
+        """Start the launcher; it waits for configure()."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reader, writer = os.pipe()
+        try:
+            pid = _launch(theirs, reader)
+        finally:
+            theirs.close()
+            os.close(reader)
+        zygote = cls(name, ours, pid, writer)
+        zygote._watch()
+        return zygote
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.control.setblocking(False)
+        loop.add_reader(self.control.fileno(), self._readable)
+        self._watched = os.pidfd_open(self.launcher_pid)
+        loop.add_reader(self._watched, self._died)
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Send the launcher its configuration (blocking: it is reading)."""
+        with os.fdopen(self.config_writer, "w") as file:
+            json.dump(config, file)
+        self.config_writer = -1
+
+    async def wait_ready(self) -> None:
+        """Return when the template's imports are in; raises SandboxRefused with the zygote's own words."""
+        try:
+            answer = await asyncio.wait_for(self.ready, READY_SECONDS)
+        except TimeoutError:
+            raise SandboxRefused("the template's zygote did not become ready in time", code="zygote_slow") from None
+        self.landlock_abi = int(answer.get("landlock_abi", 0))
+
+    @property
+    def alive(self) -> bool:
+        """Whether forks can still be had."""
+        return not self.dead.is_set()
+
+    def take_slot(self) -> int:
+        """A uid range nobody alive uses. Raises SandboxRefused when all are taken."""
+        if not self._slots:
+            raise SandboxRefused("every uid range of this zygote is in use", code="no_uid_range")
+        return self._slots.pop()
+
+    def give_slot(self, slot: int) -> None:
+        """The range's last process is gone."""
+        self._slots.insert(0, slot)  # the longest unused is taken next
+
+    async def fork(self, plan: dict[str, Any], channel: int) -> Fork:
+        """A child waiting on `channel`. Raises SandboxRefused."""
+        future: asyncio.Future[Fork] = asyncio.get_running_loop().create_future()
+        self._forks[plan["id"]] = future
+        try:
+            socket.send_fds(self.control, [json.dumps(plan).encode()], [channel])
+            return await asyncio.wait_for(future, SPAWN_SECONDS)
+        except (TimeoutError, OSError) as error:
+            raise SandboxRefused(f"the zygote does not fork: {error}", code="zygote_stuck") from None
+        finally:
+            self._forks.pop(plan["id"], None)
+
+    def _readable(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            asyncio.get_running_loop().remove_reader(self.control.fileno())
+            return
+        unclaimed = list(fds)
+        try:
+            self._heard(json.loads(data), unclaimed)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.kill()  # a template's packages run in there: what it says is checked, never trusted
+        finally:
+            for fd in unclaimed:
+                os.close(fd)
+
+    def _heard(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Act on one message; a descriptor handed on is taken out of `fds`."""
+        if "spawned" in message:
+            future = self._forks.get(message["spawned"])
+            if future is not None and not future.done() and fds:
+                pidfd = fds.pop()
+                future.set_result(Fork(pid_of(pidfd), pidfd))
+        elif "failed" in message:
+            future = self._forks.get(message["failed"])
+            if future is not None and not future.done():
+                future.set_exception(SandboxRefused(f"fork: {message.get('cause')!s:.300}", code="fork_failed"))
+        elif "ready" in message and not self.ready.done():
+            self.ready.set_result(dict(message["ready"]))
+        elif "broken" in message and not self.ready.done():
+            self.ready.set_exception(
+                SandboxRefused(
+                    f"the template's zygote cannot start: {message['broken']!s:.1500}",
+                    code="zygote_broken",
+                    remediation="run `ringfence doctor`; check the template's preload list",
+                )
+            )
+
+    def _died(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._watched)
+        loop.remove_reader(self.control.fileno())
+        os.close(self._watched)
+        self.control.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.launcher_pid, os.WNOHANG)
+        self.dead.set()
+        lost = SandboxRefused("the zygote died", code="zygote_died")
+        for future in [*self._forks.values(), self.ready]:
+            if not future.done():
+                future.set_exception(lost)
+        if self.ready.done():
+            self.ready.exception()  # retrieved: nobody may have been waiting
+
+    def kill(self) -> None:
+        """End it and, through its pid namespace, every sandbox forked from it."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._watched, signal.SIGKILL)
+        if self.config_writer >= 0:
+            os.close(self.config_writer)
+            self.config_writer = -1
