@@ -1,0 +1,106 @@
+"""One live sandbox as the node knows it, and the table of all of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringfence.domain.errors import NotFound
+from ringfence.domain.limits import Limits
+from ringfence.domain.process import How
+from ringfence.domain.sandbox import State
+from ringfence.node.link import GuestLink
+from ringfence.runtimes.base import Started, StartSpec
+
+
+@dataclass(eq=False)
+class Live:
+    """A started sandbox: first warm and nobody's, then its tenant's until it ends."""
+
+    spec: StartSpec
+    started: Started
+    link: GuestLink
+    runtime: str
+    limits_by: str
+    warm_since: float = field(default_factory=time.monotonic)
+    state: State = State.STARTING
+    labels: dict[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    created_at: float = 0.0
+    expires_at: float = 0.0
+    last_active: float = field(default_factory=time.monotonic)
+    warned: bool = False
+    doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
+    programs: int = 0  # program streams open now
+
+    @property
+    def id(self) -> str:
+        """Its id, which every kernel object of it carries."""
+        return self.spec.id
+
+    def claim(self, labels: dict[str, str], limits: Limits, ttl: float) -> None:
+        """It becomes its tenant's, for good: it is never handed to another or put back."""
+        self.state = State.RUNNING
+        self.labels = labels
+        self.limits = limits
+        self.created_at = time.time()
+        self.expires_at = self.created_at + ttl
+        self.touch()
+
+    def touch(self) -> None:
+        """Somebody used it just now."""
+        self.last_active = time.monotonic()
+        self.warned = False
+
+    def describe(self) -> dict[str, Any]:
+        """What its owner may see."""
+        limits = {name: getattr(self.limits, name) for name in Limits.__slots__}
+        return {
+            "id": self.id,
+            "tenant": self.spec.tenant,
+            "template": self.spec.template.name,
+            "template_digest": self.spec.template_digest,
+            "runtime": self.runtime,
+            "state": str(self.state),
+            "labels": self.labels,
+            "limits": limits,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "layers": list(self.started.layers),
+            "limits_by": self.limits_by,
+            "idle_seconds": max(0.0, time.monotonic() - self.last_active),
+        }
+
+
+class Table:
+    """Every claimed sandbox by id; a foreign id and an unknown one are the same answer."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Live] = {}
+
+    def add(self, live: Live) -> None:
+        """It is its tenant's now."""
+        self._rows[live.id] = live
+
+    def drop(self, live: Live) -> None:
+        """It is gone; harmless when it was already."""
+        self._rows.pop(live.id, None)
+
+    def get(self, tenant: str, sandbox_id: str) -> Live:
+        """The tenant's own live sandbox. Raises NotFound."""
+        live = self._rows.get(sandbox_id)
+        if live is None or live.spec.tenant != tenant or live.state is not State.RUNNING:
+            raise NotFound("no such sandbox", code="sandbox_not_found")
+        return live
+
+    def of(self, tenant: str | None) -> list[Live]:
+        """Every one of a tenant's, or everyone's."""
+        return [live for live in self._rows.values() if tenant is None or live.spec.tenant == tenant]
+
+    def ids(self) -> set[str]:
+        """All ids."""
+        return set(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)

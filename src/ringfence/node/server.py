@@ -1,0 +1,290 @@
+"""The node's one door: a Unix socket that speaks frames, open to the api's uid and to root."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from ringfence.domain.errors import BadRequest, Forbidden, PlatformFault, RingfenceError
+from ringfence.domain.limits import Limits, limits_from
+from ringfence.domain.process import How
+from ringfence.guest import frames
+from ringfence.node.live import Live
+from ringfence.node.relay import Relay, after
+from ringfence.node.supervisor import MAX_TTL, Supervisor
+
+MAX_CONNECTIONS: Final = 64
+_PEER: Final = struct.Struct("3i")
+
+
+def split(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """An OPEN from the api: our header, then bytes for the guest. Raises BadRequest."""
+    try:
+        size = int.from_bytes(payload[:4], "big")
+        header = json.loads(payload[4 : 4 + size])
+        if len(payload) < 4 + size or not isinstance(header["verb"], str):
+            raise ValueError("short")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadRequest("not a request the node knows", code="bad_header") from None
+    return header, payload[4 + size :]
+
+
+def join(header: dict[str, Any], guest: bytes = b"") -> bytes:
+    """An END for the api: our header, then the guest's own answer, unread."""
+    data = json.dumps(header).encode()
+    return len(data).to_bytes(4, "big") + data + guest
+
+
+class Call:
+    """One stream of one api connection."""
+
+    def __init__(self, connection: Connection, stream: int) -> None:
+        self._connection = connection
+        self.stream = stream
+        self.relay: Relay | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.early: list[tuple[int, bytes]] = []  # frames that came before the guest stream was open
+        self.unsubscribe: Callable[[], None] | None = None
+        self.one_shot = False
+
+    def send(self, type_: int, payload: bytes = b"") -> None:
+        """One frame up."""
+        self._connection.write(frames.encode(type_, self.stream, payload))
+
+    def end(self, header: dict[str, Any], guest: bytes = b"") -> None:
+        """Answer, and forget the stream."""
+        self._connection.forget(self.stream)
+        self.send(frames.END, join(header, guest))
+
+    def fail(self, error: RingfenceError) -> None:
+        """Answer with an error."""
+        body = {"code": error.code, "cause": error.cause, "remediation": error.remediation, "status": error.status}
+        self.end({"error": body})
+
+    def attach(self, relay: Relay) -> None:
+        """From now on frames go straight through."""
+        self.relay = relay
+        for type_, payload in self.early:
+            relay.from_above(type_, payload)
+        self.early.clear()
+
+    def hear(self, type_: int, payload: bytes) -> None:
+        """One frame from above."""
+        if type_ == frames.CANCEL:
+            self.cancel()
+        elif self.relay is not None:
+            self.relay.from_above(type_, payload)
+        elif len(self.early) < 64:
+            self.early.append((type_, payload))
+
+    def cancel(self) -> None:
+        """The asker lost interest: what it alone wanted stops."""
+        if self.unsubscribe is not None:
+            self.unsubscribe()
+        if self.relay is not None and not self.relay.ended.done():
+            if self.one_shot:
+                self.relay.condemn(How.STOPPED, "its client went away")
+            else:
+                self.relay.from_above(frames.CANCEL, b"")
+        elif self.relay is None and self.task is not None:
+            self.task.cancel()
+
+
+class Verbs:
+    """What the node does on the api's word: one method a verb."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._node = supervisor
+        self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
+            name: getattr(self, f"verb_{name}")
+            for name in (
+                "run", "create", "open", "get", "list", "extend", "stop",
+                "templates", "runtimes", "status", "events", "warm",
+            )
+        }  # fmt: skip
+
+    async def verb_run(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
+        """One program in a sandbox of its own: claimed, run, answered, and only then torn down."""
+        limits = limits_from(ask["limits"], Limits())
+        live, timings = await self._node.claim(ask, limits, limits.wall_seconds + 60)
+        try:
+            relay = self._node.open(live, guest, call, program=True)
+            why = f"ran longer than the limit of {limits.wall_seconds:g} seconds"
+            call_off = after(relay, limits.wall_seconds, How.TIMED_OUT, why)
+            call.one_shot = True
+            call.attach(relay)
+            ended = await relay.ended
+            call_off()
+            header = self._node.account(relay, ended, timings, time.monotonic())
+            call.end(header, ended.answer or b"")
+        finally:
+            # Beside the answer, not before it: the caller need not wait for the kernel to take memory apart.
+            self._node.end_beside(live, How.STOPPED, "its one run is over")
+
+    async def verb_create(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """A sandbox that stays until its time is over or its owner stops it."""
+        limits = limits_from(ask["limits"], Limits())
+        live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL))
+        self._node.settle(live)
+        call.end({"sandbox": live.describe(), "timings": timings})
+
+    async def verb_open(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
+        """A stream into a live sandbox."""
+        live = self._find(ask)
+        program = ask.get("kind", "program") == "program"
+        relay = self._node.open(live, guest, call, program=program)
+        call.attach(relay)
+        ended = await relay.ended
+        call.end(self._node.account(relay, ended, {}, time.monotonic()), ended.answer or b"")
+
+    def _find(self, ask: dict[str, Any]) -> Live:
+        return self._node.table.get(ask["tenant"], ask["sandbox"])
+
+    async def verb_get(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """One sandbox."""
+        live = self._find(ask)
+        call.end({"sandbox": {**live.describe(), "usage": self._node.usage(live)}})
+
+    async def verb_list(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """A tenant's sandboxes, or all."""
+        call.end({"sandboxes": [live.describe() for live in self._node.table.of(ask.get("tenant"))]})
+
+    async def verb_extend(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """A new expiry, counted from now."""
+        live = self._find(ask)
+        live.expires_at = time.time() + min(float(ask["ttl_seconds"]), MAX_TTL)
+        live.touch()
+        call.end({"sandbox": live.describe()})
+
+    async def verb_stop(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """End a sandbox; answered when nothing of it is left."""
+        live = self._find(ask)
+        usage = self._node.usage(live)
+        reason = str(ask.get("reason") or "stopped by its owner")[:500]
+        await self._node.stop(live, How.STOPPED, reason)
+        call.end({"sandbox": {**live.describe(), "usage": usage, "exit": {"how": "stopped", "reason": reason}}})
+
+    async def verb_templates(self, call: Call, _: dict[str, Any], __: bytes) -> None:
+        """Every built template."""
+        call.end({"templates": self._node.templates()})
+
+    async def verb_runtimes(self, call: Call, _: dict[str, Any], __: bytes) -> None:
+        """What isolates here, and how well."""
+        call.end({"runtimes": self._node.runtimes()})
+
+    async def verb_status(self, call: Call, _: dict[str, Any], __: bytes) -> None:
+        """Numbers for operators."""
+        call.end(self._node.status())
+
+    async def verb_warm(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Fill a pool before it is needed."""
+        self._node.warm(ask["tenant"], ask["template"])
+        call.end({})
+
+    async def verb_events(self, call: Call, _: dict[str, Any], __: bytes) -> None:
+        """Everything that happens, until the asker leaves."""
+        call.unsubscribe = self._node.listen(
+            lambda event: call.send(frames.CONTROL, json.dumps({"event": event}).encode())
+        )
+
+
+class Connection(asyncio.Protocol):
+    """One api process."""
+
+    def __init__(self, verbs: Verbs, allowed: frozenset[int], open_connections: set[Connection]) -> None:
+        self._verbs = verbs
+        self._allowed = allowed
+        self._all = open_connections
+        self._parser = frames.Parser()
+        self._calls: dict[int, Call] = {}
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the api and root, nobody else."""
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        if _PEER.unpack(peer)[1] not in self._allowed or len(self._all) >= MAX_CONNECTIONS:
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        self._all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whatever only this api wanted stops; sandboxes with a time to live go on."""
+        self._all.discard(self)
+        for call in list(self._calls.values()):
+            call.cancel()
+        self._calls.clear()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse and act."""
+        try:
+            for frame in self._parser.feed(data):
+                self._dispatch(frame)
+        except frames.FrameError:
+            self.abort()
+
+    def abort(self) -> None:
+        """Hang up now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _dispatch(self, frame: frames.Frame) -> None:
+        if frame.type != frames.OPEN:
+            call = self._calls.get(frame.stream)
+            if call is not None:
+                call.hear(frame.type, frame.payload)
+            return
+        if frame.stream in self._calls:
+            raise frames.FrameError("a stream id is used twice")
+        call = self._calls[frame.stream] = Call(self, frame.stream)
+        call.task = asyncio.get_running_loop().create_task(self._serve(call, frame.payload))
+
+    async def _serve(self, call: Call, payload: bytes) -> None:
+        try:
+            ask, guest = split(payload)
+            verb = self._verbs.table.get(ask["verb"])
+            if verb is None:
+                raise BadRequest(f"no verb {ask['verb']!r:.40}", code="unknown_verb")
+            await verb(call, ask, guest)
+        except RingfenceError as error:
+            call.fail(error)
+        except (KeyError, TypeError, ValueError) as error:
+            call.fail(BadRequest(f"the request lacks or garbles {error!s:.200}", code="bad_header"))
+        except OSError as error:
+            call.fail(PlatformFault(f"the node failed: {error}"))
+
+    def forget(self, stream: int) -> None:
+        """A stream was answered."""
+        self._calls.pop(stream, None)
+
+    def write(self, data: bytes) -> None:
+        """Send; credit bounds what can pile up here."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+
+async def listen(supervisor: Supervisor, path: Path, api_uid: int) -> asyncio.Server:
+    """Open the door at `path`, for `api_uid` and root only. Raises Forbidden if the place is not ours."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.parent.stat().st_uid != os.geteuid():
+        raise Forbidden(f"{path.parent} belongs to somebody else")
+    path.unlink(missing_ok=True)
+    verbs, connections = Verbs(supervisor), set[Connection]()
+    allowed = frozenset({0, os.geteuid(), api_uid})
+    old = os.umask(0o177)
+    try:
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Connection(verbs, allowed, connections), str(path)
+        )
+    finally:
+        os.umask(old)
+    if os.geteuid() == 0 and api_uid:
+        os.chown(path, api_uid, -1)
+    return server

@@ -1,0 +1,427 @@
+"""The node's decisions: who gets a sandbox, how long it lives, and that nothing of it stays.
+
+Every sandbox is started, watched and ended here, whatever its runtime. Times are monotonic except where a user
+reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFault, RingfenceError, SandboxLost
+from ringfence.domain.limits import Limits
+from ringfence.domain.process import How
+from ringfence.domain.sandbox import State, new_id
+from ringfence.guest import frames
+from ringfence.node.live import Live, Table
+from ringfence.node.link import GuestLink
+from ringfence.node.pools import Pool, PoolKey
+from ringfence.node.relay import Ended, Outlet, Relay
+from ringfence.runtimes.base import GroupUsage, Runtime, StartSpec
+from ringfence.templates.catalog import Built, Catalog
+
+WATCH_SECONDS: Final = 0.5  # how often busy sandboxes' counters are read
+SWEEP_SECONDS: Final = 60.0
+MAX_TTL: Final = 86_400.0
+TEMPLATE_SECONDS: Final = 2.0  # a rebuilt template is seen this late
+MAX_POOLS: Final = 256
+MAX_ENDING: Final = 64  # teardowns under way before new work waits for them
+Event = dict[str, Any]
+
+
+@dataclass
+class Settings:
+    """What the operator chose for this node."""
+
+    max_sandboxes: int = 8192
+    starts_at_once: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1))
+
+
+def shape_of(limits: Limits) -> tuple[float, ...]:
+    """The limits that are built into a sandbox when it is made; the others are the node's to enforce."""
+    return (
+        limits.memory_bytes,
+        limits.cpus,
+        limits.processes,
+        limits.scratch_bytes,
+        limits.scratch_files,
+        limits.open_files,
+        limits.cpu_seconds,
+    )
+
+
+class Supervisor:
+    """All live sandboxes of one node."""
+
+    def __init__(self, runtime: Runtime, catalog: Catalog, settings: Settings) -> None:
+        self.runtime = runtime
+        self.catalog = catalog
+        self.settings = settings
+        self.table = Table()
+        self.counters: dict[str, int] = {}
+        self.started_at = time.time()
+        self._templates: dict[str, tuple[float, Built]] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._starting: set[str] = set()
+        self._warm: dict[str, Live] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(settings.starts_at_once)
+        self._listeners: set[Callable[[Event], None]] = set()
+        self._relays: set[Relay] = set()
+        self._jobs: list[asyncio.Task[None]] = []
+
+    # -- events and counters --------------------------------------------------------------------------------
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call back with every event from now on; returns how to stop."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def emit(self, kind: str, live: Live, **data: Any) -> None:
+        """Tell every listener, and count it."""
+        self.counters[kind] = self.counters.get(kind, 0) + 1
+        event = {"type": kind, "tenant": live.spec.tenant, "sandbox": live.id, "time": time.time(), "data": data}
+        for listener in list(self._listeners):
+            listener(event)
+
+    # -- starting -------------------------------------------------------------------------------------------
+
+    def _built(self, name: str) -> Built:
+        known = self._templates.get(name)
+        if known is not None and time.monotonic() - known[0] < TEMPLATE_SECONDS:
+            return known[1]
+        try:
+            built = self.catalog.read(name)
+        except RingfenceError:
+            raise NotFound(
+                f"no template called {name!r:.80}",
+                code="unknown_template",
+                remediation="list them with `ringfence templates list`; build one with `ringfence templates build`",
+            ) from None
+        self._templates[name] = (time.monotonic(), built)
+        return built
+
+    def _pool(self, tenant: str, template: str, limits: Limits) -> Pool:
+        built = self._built(template)
+        key = PoolKey(tenant, template, built.digest, shape_of(limits))
+        pool = self._pools.get(key)
+        if pool is not None and not pool.closed:
+            return pool
+        if len(self._pools) >= MAX_POOLS:
+            self._drop_pools([k for k, p in self._pools.items() if not p.idle])
+        pool = Pool(
+            policy=built.template.pool,
+            start=lambda: self._start(tenant, built, limits),
+            end=self._end_warm,
+            slots=self._slots,
+        )
+        self._pools[key] = pool
+        return pool
+
+    def _drop_pools(self, keys: list[PoolKey]) -> None:
+        for key in keys:
+            self._pools.pop(key).close()
+
+    async def _start(self, tenant: str, built: Built, limits: Limits) -> Live:
+        while len(self._ending) >= MAX_ENDING:
+            await asyncio.wait(list(self._ending.values()), return_when=asyncio.FIRST_COMPLETED)
+        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits)
+        self._starting.add(spec.id)
+        try:
+            started = await self.runtime.start(spec)
+        finally:
+            self._starting.discard(spec.id)
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(GuestLink, sock=started.channel)
+        live = Live(spec, started, link, self.runtime.name, self.runtime.capabilities().limits_by)
+        self._warm[live.id] = live
+        return live
+
+    def _end_warm(self, live: Live) -> None:
+        self._warm.pop(live.id, None)
+        self._end_soon(live)
+
+    def warm(self, tenant: str, template: str) -> None:
+        """Have a pool ready before the first request asks for it."""
+        self._pool(tenant, template, self._built(template).template.limits).refill()
+
+    async def claim(self, ask: dict[str, Any], limits: Limits, ttl: float) -> tuple[Live, dict[str, float]]:
+        """A sandbox for this request and no other, with the milliseconds it took to get it."""
+        if ask.get("isolation", "auto") not in {"auto", self.runtime.name}:
+            raise BadRequest(
+                f"isolation {ask['isolation']!r:.40} is not available here",
+                code="unknown_runtime",
+                remediation=f"use auto or {self.runtime.name}; see `ringfence doctor`",
+            )
+        if len(self.table) >= self.settings.max_sandboxes:
+            raise OverQuota("this node holds as many sandboxes as it may", code="node_full")
+        begun = time.monotonic()
+        pool = self._pool(ask["tenant"], ask["template"], limits)
+        live = await pool.take(float(ask.get("wait_seconds", 30.0)))
+        taken = time.monotonic()
+        self._warm.pop(live.id, None)
+        live.claim(dict(ask.get("labels", {})), limits, ttl)
+        self.table.add(live)
+        live.link.lost.add_done_callback(lambda _: self._died(live))
+        self.emit("sandbox.created", live, template=ask["template"])
+        return live, {"queue": (taken - begun) * 1e3, "claim": (time.monotonic() - taken) * 1e3}
+
+    # -- ending ---------------------------------------------------------------------------------------------
+
+    def _died(self, live: Live) -> None:
+        """The channel broke: if we did not mean it, say what the kernel knows."""
+        if live.state is not State.RUNNING:
+            return
+        live.state = State.FAILED
+        verdict = live.doomed or self.verdict(live)
+        self.emit("sandbox.failed", live, how=str(verdict[0]) if verdict else None, reason=verdict[1] if verdict else "")
+        self._end_soon(live)
+
+    def verdict(self, live: Live) -> tuple[How, str] | None:
+        """What the kernel's counters say killed it, if they say anything."""
+        with contextlib.suppress(OSError, PlatformFault):
+            if self.runtime.usage(live.id).oom_kills:
+                return How.OUT_OF_MEMORY, f"needed more than the limit of {live.limits.memory_bytes} bytes"
+        return None
+
+    def _end_soon(self, live: Live) -> asyncio.Task[None]:
+        task = self._ending.get(live.id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._end(live))
+            self._ending[live.id] = task
+            task.add_done_callback(lambda _: self._ending.pop(live.id, None))
+        return task
+
+    async def _end(self, live: Live) -> None:
+        live.link.close()
+        await self.runtime.stop(live.id)
+        self.table.drop(live)
+
+    async def stop(self, live: Live, how: How, reason: str) -> None:
+        """End a sandbox; its open streams hear why. Returns when nothing of it is left."""
+        live.doomed = live.doomed or (how, reason)
+        live.state = State.STOPPING
+        live.link.close()
+        await self._end_soon(live)
+        live.state = State.STOPPED
+        self.emit("sandbox.stopped", live, how=str(live.doomed[0]), reason=live.doomed[1])
+
+    def end_beside(self, live: Live, how: How, reason: str) -> None:
+        """End a sandbox while its owner already has the answer."""
+        live.doomed = live.doomed or (how, reason)
+        live.state = State.STOPPING
+        self._end_soon(live)
+
+    def settle(self, live: Live) -> None:
+        """Have a sandbox that will idle give back what only a first run needs."""
+        with contextlib.suppress(frames.FrameError):
+            live.link.open(json.dumps({"op": "settle"}).encode(), _Nobody())
+
+    # -- streams --------------------------------------------------------------------------------------------
+
+    def open(self, live: Live, payload: bytes, outlet: Outlet, *, program: bool) -> Relay:
+        """Open a guest stream on behalf of its owner."""
+        relay = Relay(live, outlet, live.limits.output_bytes if program else None)
+        try:
+            relay.begin(payload)
+        except frames.FrameError as error:
+            raise BadRequest(str(error), code="too_many_streams") from None
+        self._relays.add(relay)
+        relay.ended.add_done_callback(lambda _: self._relays.discard(relay))
+        return relay
+
+    def account(self, relay: Relay, ended: Ended, timings: dict[str, float], ran_until: float) -> dict[str, Any]:
+        """The node's part of an answer: verdict, usage and timings."""
+        live = relay.live
+        usage, override = None, ended.override
+        with contextlib.suppress(OSError, PlatformFault):
+            usage = self.runtime.usage(live.id)
+        if ended.answer is None and override is None:
+            override = self.verdict(live)
+            if override is None:
+                raise SandboxLost(
+                    "the sandbox vanished before the program's fate was known",
+                    remediation="run it again; if it repeats, look at `ringfence why` and the node's log",
+                )
+        started = relay.started_at or relay.opened_at
+        return {
+            "sandbox": live.id,
+            "override": {"how": str(override[0]), "reason": override[1]} if override else None,
+            "oom_kills": usage.oom_kills if usage else 0,
+            "usage": {
+                "cpu_seconds": usage.cpu_seconds if usage else 0.0,
+                "peak_memory_bytes": usage.memory_peak_bytes if usage else 0,
+                "output_bytes": relay.output_bytes,
+                "source": live.limits_by,
+            },
+            "timings": {
+                **timings,
+                "start": (started - relay.opened_at) * 1e3,
+                "run": (ran_until - started) * 1e3,
+                "collect": (time.monotonic() - ran_until) * 1e3,
+            },
+        }
+
+    # -- the watch ------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Remove what an earlier node left, then start watching."""
+        await self.sweep()
+        loop = asyncio.get_running_loop()
+        self._jobs = [loop.create_task(self._every(WATCH_SECONDS, self.watch))]
+        self._jobs.append(loop.create_task(self._every(SWEEP_SECONDS, self.sweep)))
+
+    async def _every(self, seconds: float, act: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await act()
+            except (OSError, RingfenceError) as error:
+                self.counters["watch_errors"] = self.counters.get("watch_errors", 0) + 1
+                os.write(2, f"ringfence node: {act.__name__}: {error}\n".encode())
+
+    async def watch(self) -> None:
+        """One look at everything alive: expiry, CPU time, idleness, and the pools' sizes."""
+        for live in self.table.of(None):
+            if live.state is State.RUNNING:
+                self._watch_one(live)
+        for pool in list(self._pools.values()):
+            pool.trim()
+        self._drop_pools([key for key, pool in self._pools.items() if pool.closed])
+
+    def _watch_one(self, live: Live) -> None:
+        limits = live.limits
+        if time.time() >= live.expires_at:
+            self._doom(live, How.TIMED_OUT, "its time to live is over")
+            return
+        idle = 0.0 if live.programs else time.monotonic() - live.last_active
+        if limits.idle_hard_seconds and idle > limits.idle_hard_seconds:
+            self._doom(live, How.STOPPED, f"idle for {limits.idle_hard_seconds:g} seconds")
+        elif limits.idle_soft_seconds and idle > limits.idle_soft_seconds and not live.warned:
+            self._warn_idle(live, idle)
+        if live.programs and self.runtime.usage(live.id).cpu_seconds > limits.cpu_seconds:
+            self._doom(live, How.TIMED_OUT, f"used its {limits.cpu_seconds:g} seconds of CPU time")
+
+    def _doom(self, live: Live, how: How, reason: str) -> None:
+        live.doomed = live.doomed or (how, reason)
+        self.emit("sandbox.expired" if how is How.TIMED_OUT else "limit", live, reason=reason)
+        task = asyncio.get_running_loop().create_task(self.stop(live, how, reason))
+        self._ending.setdefault(f"{live.id}/stop", task)
+        task.add_done_callback(lambda _: self._ending.pop(f"{live.id}/stop", None))
+
+    def _warn_idle(self, live: Live, idle: float) -> None:
+        """Tell the owner, and whoever sits at a terminal, while there is still time to extend."""
+        live.warned = True
+        left = max(0.0, live.limits.idle_hard_seconds - idle) if live.limits.idle_hard_seconds else 0.0
+        text = f"idle for {idle:.0f} s" + (f"; it stops in {left:.0f} s unless used or extended" if left else "")
+        self.emit("sandbox.idle_warning", live, idle_seconds=idle, stops_in_seconds=left)
+        with contextlib.suppress(frames.FrameError):
+            live.link.open(json.dumps({"op": "notice", "text": text}).encode(), _Nobody())
+
+    async def sweep(self) -> None:
+        """Remove whatever the kernel still shows of sandboxes that nobody here owns."""
+        known = self.table.ids() | self._starting | set(self._warm) | {k.split("/")[0] for k in self._ending}
+        for orphan in await self.runtime.found() - known:
+            if orphan not in self._starting and orphan not in self._warm and orphan not in self.table.ids():
+                self.counters["swept"] = self.counters.get("swept", 0) + 1
+                await self.runtime.stop(orphan)
+
+    async def close(self) -> None:
+        """Stop everything; returns when nothing is left."""
+        for job in self._jobs:
+            job.cancel()
+        for pool in self._pools.values():
+            pool.close()
+        for live in self.table.of(None):
+            if live.state is State.RUNNING:
+                await self.stop(live, How.STOPPED, "the node is shutting down")
+        while self._ending:
+            await asyncio.wait(list(self._ending.values()))
+        await self.runtime.close()
+
+    # -- what it tells --------------------------------------------------------------------------------------
+
+    def usage(self, live: Live) -> dict[str, Any]:
+        """What a sandbox used so far."""
+        used = GroupUsage()
+        with contextlib.suppress(OSError, PlatformFault):
+            used = self.runtime.usage(live.id)
+        return {
+            "cpu_seconds": used.cpu_seconds,
+            "memory_bytes": used.memory_now_bytes,
+            "peak_memory_bytes": used.memory_peak_bytes,
+            "processes": used.processes,
+            "source": live.limits_by,
+        }
+
+    def templates(self) -> list[dict[str, Any]]:
+        """Every built template, with its pools' state."""
+        rows = []
+        for built in self.catalog.load().values():
+            template = built.template
+            pools = [pool.describe() for key, pool in self._pools.items() if key.template == template.name]
+            rows.append(
+                {
+                    "name": template.name,
+                    "description": template.description,
+                    "digest": built.digest,
+                    "size_bytes": built.size_bytes,
+                    "runtime": template.runtime,
+                    "zygote": str(template.zygote),
+                    "preload": list(template.preload),
+                    "limits": {name: getattr(template.limits, name) for name in Limits.__slots__},
+                    "pool": {
+                        "idle": sum(p["idle"] for p in pools),
+                        "starting": sum(p["starting"] for p in pools),
+                        "least": template.pool.least,
+                        "most": template.pool.most,
+                    },
+                }
+            )
+        return rows
+
+    def runtimes(self) -> list[dict[str, Any]]:
+        """The runtime, its layers and what it can honour."""
+        can = self.runtime.capabilities()
+        return [
+            {
+                "name": self.runtime.name,
+                "available": True,
+                "layers": [{"name": x.name, "in_force": x.in_force, "reason": x.reason} for x in self.runtime.layers()],
+                "limits_by": can.limits_by,
+                "capabilities": {
+                    "isolation": can.isolation,
+                    "fork_warm": can.fork_warm,
+                    "pty": can.pty,
+                    "users": sorted(can.users),
+                    "enforces": sorted(can.enforces),
+                },
+            }
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for operators."""
+        pools = [{"tenant": k.tenant, "template": k.template, **p.describe()} for k, p in self._pools.items()]
+        return {
+            "sandboxes": len(self.table),
+            "warm": len(self._warm),
+            "ending": len(self._ending),
+            "pools": pools,
+            "uptime_seconds": time.time() - self.started_at,
+            "counters": dict(self.counters),
+        }
+
+
+class _Nobody:
+    def on_frame(self, type_: int, payload: bytes) -> None:
+        """Nobody asked."""
+
+    def on_lost(self) -> None:
+        """Nobody minds."""
