@@ -17,7 +17,7 @@ from ringfence.guest import files, frames, processes, reseed, runner, tunnel, wa
 from ringfence.guest import syscalls as sc
 from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
-from ringfence.guest.plan import HOME, Plan
+from ringfence.guest.plan import HOME, USER_ID, Plan
 from ringfence.guest.stream import Channel, Handler, Stream
 
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
@@ -222,7 +222,7 @@ class Agent:
             uid, gid = processes.lookup_user(request.get("user") or "")
         except KeyError:
             raise BadAsk("not_found", "no such user in this template") from None
-        if not self.plan.root and uid != processes.USER_ID:
+        if not self.plan.root and uid != USER_ID:
             raise BadAsk("permission", "without privileges on the host there is only `user`")
         return uid, gid
 

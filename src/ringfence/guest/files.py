@@ -238,7 +238,9 @@ def op_read(context: Context, stream: Stream, request: dict[str, Any]) -> None:
 class _Writing(Handler):
     """Takes a file's bytes; on_eof completes it. `names` are the one it has until then and its own; none: appending."""
 
-    def __init__(self, stream: Stream, fd: int, mode: int | None, place: int, names: tuple[bytes, bytes] | None) -> None:
+    def __init__(
+        self, stream: Stream, fd: int, mode: int | None, place: int, names: tuple[bytes, bytes] | None
+    ) -> None:
         self._stream = stream
         self._fd = fd
         self._mode = mode

@@ -61,7 +61,7 @@ def _live(kind: type) -> list[Any]:
 def find() -> list[Reseeder]:
     """One call per live generator in this process. Raises CannotReseed for a kind we cannot replace."""
     found = [_python(r) for r in _live(random.Random) if not isinstance(r, random.SystemRandom)]
-    found += [_python(random._inst)]  # type: ignore[attr-defined]  # noqa: SLF001 - not always tracked by gc
+    found += [_python(random._inst)]  # noqa: SLF001 - not always tracked by gc
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
         found.append(_legacy_numpy(numpy))

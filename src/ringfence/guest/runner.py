@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import types
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 LENGTH: Final = 4
 PYTHON: Final = "/usr/bin/python3"
@@ -42,11 +42,11 @@ def encode_order(order: dict[str, Any]) -> bytes:
     return len(data).to_bytes(LENGTH, "big") + data
 
 
-def _text(fd: int, mode: str, **options: Any) -> TextIO:
+def _text(fd: int, mode: str, **options: Any) -> Any:
     raw = io.FileIO(fd, mode, closefd=False)
     buffer: Any = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
-    stream = io.TextIOWrapper(buffer, encoding="utf-8", **options)
-    stream.mode = mode  # type: ignore[attr-defined]
+    stream: Any = io.TextIOWrapper(buffer, encoding="utf-8", **options)
+    stream.mode = mode
     return stream
 
 
@@ -57,9 +57,8 @@ def _fresh_streams() -> None:
     tty = os.isatty(1)
     sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
     sys.stdout = sys.__stdout__ = _text(1, "w", line_buffering=tty)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _text(  # type: ignore[misc]
-        2, "w", errors="backslashreplace", line_buffering=True
-    )
+    errors = _text(2, "w", errors="backslashreplace", line_buffering=True)
+    sys.stderr = sys.__stderr__ = errors  # type: ignore[misc]
 
 
 def _fresh_main(order: dict[str, Any]) -> types.ModuleType:

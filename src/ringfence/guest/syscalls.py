@@ -35,10 +35,13 @@ MNT_DETACH: Final = 2
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
+PR_GET_SECCOMP: Final = 21
 PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_SECUREBITS: Final = 28
 PR_SET_NO_NEW_PRIVS: Final = 38
+PR_GET_NO_NEW_PRIVS: Final = 39
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 SECCOMP_MODE_FILTER: Final = 2
@@ -51,6 +54,7 @@ CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 
 _SYS_PIVOT_ROOT: Final = 155
+_SYS_CAPGET: Final = 125
 _SYS_CAPSET: Final = 126
 _SYS_KEYCTL: Final = 250
 _SYS_CLONE3: Final = 435
@@ -138,6 +142,15 @@ def set_capabilities(effective: int, permitted: int) -> None:
     low, high = 0xFFFFFFFF, 32
     data = struct.pack("=6I", effective & low, permitted & low, 0, effective >> high, permitted >> high, 0)
     _syscall(_SYS_CAPSET, "capset", header, data)
+
+
+def effective_capabilities() -> int:
+    """The set of capabilities in effect for this process, as a bit mask."""
+    header = struct.pack("=Ii", _CAP_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    _syscall(_SYS_CAPGET, "capget", header, data)
+    low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
+    return int(low | high << 32)
 
 
 def close_from(first: int) -> None:

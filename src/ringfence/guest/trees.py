@@ -6,6 +6,7 @@ A directory is held by descriptor, so that renaming it meanwhile cannot make us 
 from __future__ import annotations
 
 import binascii
+import contextlib
 import errno
 import os
 import stat
@@ -45,10 +46,8 @@ def opened(where: bytes, create: bool) -> int:
     for part in where.split(b"/")[1:]:
         above = here
         try:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(part, dir_fd=above)
-            except FileExistsError:
-                pass
             here = os.open(part, _PLACE, dir_fd=above)
         finally:
             os.close(above)
@@ -62,10 +61,8 @@ def temporary() -> bytes:
 
 def discard(name: bytes, place: int) -> None:
     """Remove an incomplete file; somebody in the sandbox may have been quicker."""
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(name, dir_fd=place)
-    except OSError:
-        return
 
 
 # -- emptying ---------------------------------------------------------------------------------------------------
@@ -94,10 +91,8 @@ def _sweep(here: int, most: int) -> Generator[None, None, list[str]]:
                 if not _drop(entry.name, here):
                     full.append(entry.name)
             else:
-                try:
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(entry.name, dir_fd=here)
-                except FileNotFoundError:
-                    continue
             if len(full) >= most:
                 break
     return full

@@ -54,16 +54,16 @@ def devices(root: str) -> None:
     sc.mount("none", dev, flags=sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC)
 
 
-def guest_code(root: str) -> None:
-    """Copy our guest package where the template's interpreter can import it."""
+def guest_code(root: str, sources: dict[str, bytes]) -> None:
+    """Put our guest package where the template's interpreter can import it."""
     package = Path(f"{root}{CODE}/ringfence/guest")
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
-    for source in sorted(GUEST.glob("*.py")):
-        (package / source.name).write_bytes(source.read_bytes())
+    for name, source in sources.items():
+        (package / name).write_bytes(source)
 
 
-def build_root(template_fd: int, *, read_only: bool) -> str:
+def build_root(template_fd: int, sources: dict[str, bytes], *, read_only: bool) -> str:
     """Assemble the zygote's root in a private mount tree; returns where it stands."""
     sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE)
     work = "/tmp"  # noqa: S108 - only a place to mount on, in a mount namespace of our own
@@ -78,7 +78,7 @@ def build_root(template_fd: int, *, read_only: bool) -> str:
     sc.mount("tmpfs", f"{root}/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=1777")
     sc.mount("tmpfs", f"{root}/home/user", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=0755")
     sc.mount("proc", f"{root}/proc", "proc", _QUIET)
-    guest_code(root)
+    guest_code(root, sources)
     for place in (STAGE, NEW_ROOT, SCRATCH):
         os.mkdir(root + place)
     sc.bind(pristine, root + STAGE, sc.MS_REC)
@@ -99,7 +99,7 @@ def own_clock() -> bool:
     return True
 
 
-def become_zygote(config: dict[str, Any]) -> None:
+def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     """In the child, mapped: build the root, leave the host's tree, exec the template's interpreter."""
     # Opened here because a bind needs a mount of this namespace, and now because the next lines give up the uid
     # that may walk through a state directory closed to others.
@@ -113,7 +113,7 @@ def become_zygote(config: dict[str, Any]) -> None:
     os.setsid()
     sc.sethostname("sandbox")
     clock = own_clock()
-    root = build_root(template_fd, read_only="read_only_root" not in config["without"])
+    root = build_root(template_fd, sources, read_only="read_only_root" not in config["without"])
     sc.pivot_into(root)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     reader, writer = os.pipe()
@@ -131,6 +131,8 @@ def main() -> int:
     os.set_inheritable(CONTROL_FD, True)
     with os.fdopen(CONFIG_FD, closefd=True) as file:
         config = json.load(file)
+    # Read while we still may: below, this uid is given up and other trees are mounted over /tmp.
+    sources = {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
     waiting, go = os.pipe()
     flags = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET
     pid, _ = sc.clone(flags | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP)
@@ -138,7 +140,7 @@ def main() -> int:
         try:
             os.close(go)
             if os.read(waiting, 1):
-                become_zygote(config)
+                become_zygote(config, sources)
         except BaseException as error:  # noqa: BLE001 - the node must hear why, whatever it was
             os.write(CONTROL_FD, json.dumps({"broken": f"{type(error).__name__}: {error}"[:2000]}).encode())
         finally:

@@ -283,12 +283,12 @@ class Jail:
 async def _gone(pidfd: int) -> None:
     """Kill and wait: a pid namespace's process 1 ends only after everything in it has."""
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
     try:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended, GONE_SECONDS)
+            await asyncio.wait_for(ended.wait(), GONE_SECONDS)
     finally:
         loop.remove_reader(pidfd)

@@ -177,11 +177,12 @@ class Zygote:
             os.waitpid(self.launcher_pid, os.WNOHANG)
         self.dead.set()
         lost = SandboxRefused("the zygote died", code="zygote_died")
-        for future in [*self._forks.values(), self.ready]:
+        for future in self._forks.values():
             if not future.done():
                 future.set_exception(lost)
-        if self.ready.done():
-            self.ready.exception()  # retrieved: nobody may have been waiting
+        if not self.ready.done():
+            self.ready.set_exception(lost)
+            self.ready.exception()  # marked as seen: nobody may be waiting
 
     def kill(self) -> None:
         """End it and, through its pid namespace, every sandbox forked from it."""
