@@ -50,9 +50,12 @@ class Spare:
 class Agent:
     """Requests in, frames out."""
 
-    def __init__(self, plan: Plan, channel_fd: int, reseeders: list[reseed.Reseeder], fresh: list[str]) -> None:
+    def __init__(
+        self, plan: Plan, channel_fd: int, reseeders: list[reseed.Reseeder], fresh: list[str], tid_address: int
+    ) -> None:
         self.plan = plan
         self.fresh = fresh
+        self.tid_address = tid_address
         self.loop = Loop()
         self.context = Context(loop=self.loop, home=HOME)
         self.channel = Channel(self.loop, channel_fd, self.opened, self.lost)
@@ -107,7 +110,7 @@ class Agent:
         uid, gid = self._user(request)
         env, cwd = self._env(request, uid), self._cwd(request)
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
-        pid = os.fork()
+        pid = sc.fork(self.tid_address)
         if pid == 0:
             self._become_program(ends, argv, env, cwd, uid, gid)
         ends.close_child()
@@ -270,7 +273,7 @@ class Agent:
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
         uid, gid = self._user(request)
         ours, theirs = socket.socketpair()
-        pid = os.fork()
+        pid = sc.fork(self.tid_address)
         if pid == 0:
             self._become_runner(ends, theirs.fileno(), uid, gid)
         ends.close_child()
@@ -377,10 +380,15 @@ class Input(Handler):
 
 
 def serve(
-    plan: Plan, channel_fd: int, layers: list[str], reseeders: list[reseed.Reseeder], fresh: list[str]
+    plan: Plan,
+    channel_fd: int,
+    layers: list[str],
+    reseeders: list[reseed.Reseeder],
+    fresh: list[str],
+    tid_address: int,
 ) -> None:
     """Become process 1's loop: say ready, then answer until the node hangs up."""
-    agent = Agent(plan, channel_fd, reseeders, fresh)
+    agent = Agent(plan, channel_fd, reseeders, fresh, tid_address)
     agent.watch_children()
     os.chdir(HOME)
     if plan.warm_runner:

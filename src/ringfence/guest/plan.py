@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +33,11 @@ class Plan:
     time_namespace: bool
     without: frozenset[str] = field(default_factory=frozenset)
     fault: str = ""
+
+
+def plan_to(plan: Plan) -> bytes:
+    """The bytes plan_from() reads."""
+    return json.dumps({**vars(plan), "without": sorted(plan.without)}).encode()
 
 
 def plan_from(message: dict[str, Any]) -> Plan:

@@ -49,7 +49,7 @@ def _openssl(ssl: Any) -> Reseeder:
 
 def _tempfile(tempfile: Any) -> Reseeder:
     def forget() -> None:
-        tempfile._name_sequence = None  # noqa: SLF001 - it keys its state on the process id, which repeats
+        tempfile._name_sequence = None
 
     return forget
 
@@ -61,7 +61,7 @@ def _live(kind: type) -> list[Any]:
 def find() -> list[Reseeder]:
     """One call per live generator in this process. Raises CannotReseed for a kind we cannot replace."""
     found = [_python(r) for r in _live(random.Random) if not isinstance(r, random.SystemRandom)]
-    found += [_python(random._inst)]  # noqa: SLF001 - not always tracked by gc
+    found += [_python(random._inst)]
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
         found.append(_legacy_numpy(numpy))
@@ -79,5 +79,5 @@ def apply(reseeders: list[Reseeder]) -> None:
     for reseed in reseeders:
         try:
             reseed()
-        except Exception as error:  # noqa: BLE001 - whatever failed, the answer is the same refusal
+        except Exception as error:
             raise CannotReseed(f"{type(error).__name__}: {error}") from error

@@ -112,7 +112,7 @@ def execute(order: dict[str, Any]) -> int:
 
 def finish() -> None:
     """What the interpreter does at its end: join threads, run exit handlers, flush."""
-    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # noqa: SLF001
+    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             last()
         except BaseException:  # noqa: BLE001 - an exit handler may raise anything; the rest still run

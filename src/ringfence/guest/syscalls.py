@@ -12,6 +12,10 @@ from typing import Final
 
 ARCH: Final = "x86_64"
 
+_CLONE_CHILD_CLEARTID: Final = 0x00200000
+_CLONE_CHILD_SETTID: Final = 0x01000000
+_SIGCHLD: Final = 17
+_PR_GET_TID_ADDRESS: Final = 40
 CLONE_NEWTIME: Final = 0x00000080
 CLONE_PIDFD: Final = 0x00001000
 CLONE_NEWNS: Final = 0x00020000
@@ -53,6 +57,7 @@ CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 
+_SYS_CLONE: Final = 56
 _SYS_PIVOT_ROOT: Final = 155
 _SYS_CAPGET: Final = 125
 _SYS_CAPSET: Final = 126
@@ -174,18 +179,34 @@ def load_seccomp(program: bytes) -> None:
     _check(result, "prctl seccomp")
 
 
-def clone(flags: int) -> tuple[int, int]:
-    """Fork into new namespaces: (0, -1) in the child, (pid, pidfd) in the parent.
+def thread_id_address() -> int:
+    """Where the C library keeps this thread's id, so that a clone can be told to renew it; 0 if the kernel is mute."""
+    address = ctypes.c_ulong(0)
+    if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), 0, 0, 0) < 0:
+        return 0
+    return address.value
 
-    Only for a single-threaded process: the C library's own fork handlers do not run, Python's do.
+
+def clone(flags: int = 0, tid_address: int = 0) -> tuple[int, int]:
+    """Fork, into new namespaces if `flags` say so: (0, -1) in the child, (pid, pidfd) in the parent.
+
+    Only for a process with one thread that holds no lock: neither the C library's nor Python's own fork handlers
+    run. They would touch, and so copy, some 250 pages that a sandbox never writes again; what they guard against
+    (locks held by other threads) cannot be here. The caller renews random state itself (reseed.py), and
+    `tid_address` renews the one field the C library would.
     """
     pidfd = ctypes.c_int(-1)
-    args = struct.pack("=11Q", flags | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, 17, 0, 0, 0, 0, 0, 0)
-    pid = _syscall(_SYS_CLONE3, "clone3", args, ctypes.c_size_t(88))
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0, -1
-    return pid, pidfd.value
+    if tid_address:
+        flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+    fields = (flags | CLONE_PIDFD, ctypes.addressof(pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
+    pid = _syscall(_SYS_CLONE3, "clone3", struct.pack("=11Q", *fields), ctypes.c_size_t(88))
+    return (0, -1) if pid == 0 else (pid, pidfd.value)
+
+
+def fork(tid_address: int = 0) -> int:
+    """The same bare fork under the sandbox's filter, which refuses clone3: 0 in the child, the pid in the parent."""
+    flags = _SIGCHLD | (_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID if tid_address else 0)
+    return _syscall(_SYS_CLONE, "clone", ctypes.c_ulong(flags), None, None, ctypes.c_ulong(tid_address), None)
 
 
 # Landlock rights by the ABI that introduced them (Linux uapi landlock.h).

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
 from typing import Any, Final
 
@@ -23,6 +24,12 @@ from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, p
 CONTROL_FD: Final = 3
 MAX_MESSAGE: Final = 64 * 1024
 GO: Final = b"G"
+ID_SIZE: Final = 27
+HEADER: Final = struct.Struct(f">IBI{ID_SIZE}s")  # clone flags, how uids are mapped, uid slot, sandbox id; then JSON
+RANGE: Final = 1  # a uid range of its own
+SINGLE: Final = 2  # the one uid of whoever started us
+ONE_USER: Final = b"%d 0 1\n" % USER_ID
+SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of what the zygote says
 
 
 class Zygote:
@@ -35,13 +42,11 @@ class Zygote:
         self.preload: list[str] = config["preload"]
         self.reseeders: list[reseed.Reseeder] = []
         self.fresh: list[str] = []
-
-    def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """One message to the node."""
-        socket.send_fds(self.control, [json.dumps(message).encode()], list(fds))
+        self.tid_address = sc.thread_id_address()
 
     def warm_up(self) -> None:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
+        hooks = _record_fork_hooks()
         for module in self.preload:
             importlib.import_module(module)
         self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
@@ -49,50 +54,52 @@ class Zygote:
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:
             raise RuntimeError(f"preloading left {threads} threads running; a fork would lose them")
-        self.reseeders = reseed.find()
+        self.reseeders = [*hooks, *reseed.find()]
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page
         gc.freeze()
 
     def serve(self) -> None:
-        """Fork on request until the node hangs up."""
+        """Fork on request until the node hangs up.
+
+        Between two forks this touches as little as it can: every page written here after a fork is a page copied.
+        What a request says in detail is read by the child.
+        """
         while True:
             data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 1)
             if not data:
                 return
-            message = json.loads(data)
             try:
-                self.spawn(plan_from(message), fds[0])
+                self.spawn(data, fds[0])
             except OSError as error:
-                self.tell({"failed": message.get("id"), "cause": str(error)})
+                self.control.send(FAILED + data[HEADER.size - ID_SIZE : HEADER.size] + str(error).encode())
             finally:
                 for fd in fds:
                     os.close(fd)
 
-    def spawn(self, plan: Plan, channel: int) -> None:
+    def spawn(self, request: bytes, channel: int) -> None:
         """Fork one sandbox, map its uids and hand the node a handle on it."""
-        pid, pidfd = sc.clone(steps.clone_flags(plan))
+        flags, mapped, slot, name = HEADER.unpack_from(request)
+        pid, pidfd = sc.clone(flags, self.tid_address)
         if pid == 0:
-            self.become_sandbox(plan, channel)
+            self.become_sandbox(request, channel)
         try:
-            if "user_namespace" not in plan.without:
-                _map_ids(pid, plan)
-            self.tell({"spawned": plan.id}, (pidfd,))
+            if mapped:
+                _map_ids(pid, slot, ranges=mapped == RANGE)
+            socket.send_fds(self.control, [SPAWNED + name], [pidfd])
         except OSError:
             os.kill(pid, signal.SIGKILL)
             raise
         finally:
             os.close(pidfd)
 
-    def become_sandbox(self, plan: Plan, channel: int) -> None:
+    def become_sandbox(self, request: bytes, channel: int) -> None:
         """In the child: wait for the node's word, set up, serve. Never returns."""
         code = 1
         try:
             os.dup2(channel, CHANNEL_FD)  # over the control channel: a sandbox has no way to the zygote
-            if "closed_descriptors" not in plan.without:
-                os.closerange(CHANNEL_FD + 1, channel + 1)
             if os.read(CHANNEL_FD, 1) == GO:
-                self.set_up_and_serve(plan)
+                self.set_up_and_serve(plan_from(json.loads(request[HEADER.size :])))
                 code = 0
         except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
             _complain(error)
@@ -101,7 +108,6 @@ class Zygote:
 
     def set_up_and_serve(self, plan: Plan) -> None:
         """Every layer, then new random state, then the agent."""
-        sc.set_name("ringfence-agent")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         steps.set_up(steps.Context(plan, self.seccomp, self.landlock_abi))
         if "reseed" not in plan.without:
@@ -110,7 +116,21 @@ class Zygote:
             reseed.apply(self.reseeders)
         layers = [*steps.in_force(plan, self.landlock_abi), "reseed"]
         layers = [layer for layer in layers if layer not in plan.without]
-        agent.serve(plan, CHANNEL_FD, layers, self.reseeders, self.fresh)
+        agent.serve(plan, CHANNEL_FD, layers, self.reseeders, self.fresh, self.tid_address)
+
+
+def _record_fork_hooks() -> list[reseed.Reseeder]:
+    """What preloaded modules want done in a child: our bare forks run it by hand, in the interpreter's fork only."""
+    hooks: list[reseed.Reseeder] = []
+    register = os.register_at_fork
+
+    def recording(**wanted: Any) -> None:
+        register(**wanted)
+        if "after_in_child" in wanted:
+            hooks.append(wanted["after_in_child"])
+
+    os.register_at_fork = recording
+    return hooks
 
 
 def _complain(error: BaseException) -> None:
@@ -120,14 +140,14 @@ def _complain(error: BaseException) -> None:
     agent.say_first(CHANNEL_FD, answer)
 
 
-def _map_ids(pid: int, plan: Plan) -> None:
+def _map_ids(pid: int, slot: int, *, ranges: bool) -> None:
     """Give the child its own uid range; without privileges there is one uid, and it is called `user`."""
-    base = plan.slot * SLOT_SIZE
-    lines = f"0 {base} {SLOT_SIZE - 1}\n{NOBODY} {base + SLOT_SIZE - 1} 1\n" if plan.root else f"{USER_ID} 0 1\n"
-    for kind in ("uid_map", "gid_map"):
-        fd = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
+    base = slot * SLOT_SIZE
+    lines = b"0 %d %d\n%d %d 1\n" % (base, SLOT_SIZE - 1, NOBODY, base + SLOT_SIZE - 1) if ranges else ONE_USER
+    for kind in (b"uid_map", b"gid_map"):
+        fd = os.open(b"/proc/%d/%s" % (pid, kind), os.O_WRONLY)
         try:
-            os.write(fd, lines.encode())
+            os.write(fd, lines)
         finally:
             os.close(fd)
 
@@ -146,8 +166,8 @@ def main() -> None:
     try:
         zygote.warm_up()
     except Exception as error:  # noqa: BLE001 - a template's imports can raise anything; the node must hear of it
-        zygote.tell({"broken": f"{type(error).__name__}: {error}"[:2000]})
+        control.send(BROKEN + f"{type(error).__name__}: {error}"[:2000].encode())
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead sandboxes are reaped by the kernel
-    zygote.tell({"ready": {"landlock_abi": zygote.landlock_abi}})
+    control.send(READY)
     zygote.serve()

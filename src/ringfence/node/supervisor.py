@@ -20,8 +20,8 @@ from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
 from ringfence.guest import frames
-from ringfence.node.live import Live, Table
 from ringfence.node.link import GuestLink
+from ringfence.node.live import Live, Table
 from ringfence.node.pools import Pool, PoolKey
 from ringfence.node.relay import Ended, Outlet, Relay
 from ringfence.runtimes.base import GroupUsage, Runtime, StartSpec
@@ -168,6 +168,7 @@ class Supervisor:
         taken = time.monotonic()
         self._warm.pop(live.id, None)
         live.claim(dict(ask.get("labels", {})), limits, ttl)
+        self.runtime.claimed(live.id, limits)
         self.table.add(live)
         live.link.lost.add_done_callback(lambda _: self._died(live))
         self.emit("sandbox.created", live, template=ask["template"])
@@ -181,7 +182,9 @@ class Supervisor:
             return
         live.state = State.FAILED
         verdict = live.doomed or self.verdict(live)
-        self.emit("sandbox.failed", live, how=str(verdict[0]) if verdict else None, reason=verdict[1] if verdict else "")
+        self.emit(
+            "sandbox.failed", live, how=str(verdict[0]) if verdict else None, reason=verdict[1] if verdict else ""
+        )
         self._end_soon(live)
 
     def verdict(self, live: Live) -> tuple[How, str] | None:

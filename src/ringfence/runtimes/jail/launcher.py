@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import NEW_ROOT, SCRATCH, STAGE
+from ringfence.guest.zygote import BROKEN
 
 CONTROL_FD: Final = 3
 CONFIG_FD: Final = 4
@@ -142,7 +143,7 @@ def main() -> int:
             if os.read(waiting, 1):
                 become_zygote(config, sources)
         except BaseException as error:  # noqa: BLE001 - the node must hear why, whatever it was
-            os.write(CONTROL_FD, json.dumps({"broken": f"{type(error).__name__}: {error}"[:2000]}).encode())
+            os.write(CONTROL_FD, BROKEN + f"{type(error).__name__}: {error}"[:2000].encode())
         finally:
             os._exit(1)
     os.close(CONTROL_FD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import frames, steps
 from ringfence.guest import syscalls as sc
-from ringfence.guest.plan import HOME, SLOT_SIZE
+from ringfence.guest.plan import HOME, SLOT_SIZE, Plan
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
@@ -28,6 +29,8 @@ from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
+GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
+GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 UID_FLOOR: Final = 0x2000_0000  # above every range a distribution hands out in /etc/subuid by default
 UID_BLOCK: Final = SLOTS * SLOT_SIZE
 UID_BLOCKS: Final = (0xFFFF_0000 - UID_FLOOR) // UID_BLOCK
@@ -91,7 +94,10 @@ class Jail:
         self._starting: dict[ZygoteKey, asyncio.Lock] = {}
         self._blocks = itertools.cycle(range(UID_BLOCKS))
         self._live: dict[str, Jailed] = {}
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="groups")
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(GROUP_THREADS, thread_name_prefix="groups")
+        self._governing: asyncio.TimerHandle | None = None
+        self._governed = False
 
     # -- what it can do -------------------------------------------------------------------------------------
 
@@ -129,7 +135,8 @@ class Jail:
         host.setblocking(False)
         fork: Fork | None = None
         try:
-            await self._in_thread(lambda: self._groups.create(spec.id, spec.limits))
+            limits = self._group_limits(spec.limits)
+            await self._in_thread(lambda: self._groups.create(spec.id, limits))
             fork = await zygote.fork(self._plan(spec, slot), guest.fileno())
             pid = fork.pid
             await self._in_thread(lambda: self._groups.attach(spec.id, pid))
@@ -146,6 +153,36 @@ class Jail:
         jailed = Jailed(spec.id, host, layers, fork.pid, fork.pidfd, slot, zygote)
         self._live[spec.id] = jailed
         return jailed
+
+    def claimed(self, sandbox_id: str, limits: Limits) -> None:
+        """Somebody uses it now. Its memory limit begins to make room for files; until then it is merely hard."""
+        loop = asyncio.get_running_loop()
+        if not self._governed:
+            self._governed = True
+            loop.add_reader(self._groups.governor.fd, self._govern)
+        loop.call_later(GOVERN_AFTER, self._watch_memory, sandbox_id, limits)
+
+    def _watch_memory(self, sandbox_id: str, limits: Limits) -> None:
+        if sandbox_id in self._live:
+            self._threads.submit(self._watch_quietly, sandbox_id, limits).add_done_callback(
+                lambda _: self._loop_call(self._govern)
+            )
+
+    def _watch_quietly(self, sandbox_id: str, limits: Limits) -> None:
+        with contextlib.suppress(OSError, SandboxRefused):  # it ended meanwhile
+            self._groups.governor.watch(sandbox_id, limits)
+
+    def _loop_call(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closing
+            self._loop.call_soon_threadsafe(call)
+
+    def _govern(self) -> None:
+        if self._governing is not None:
+            self._governing.cancel()
+            self._governing = None
+        pause = self._groups.governor.govern()
+        if pause is not None:
+            self._governing = self._loop.call_later(max(0.0, pause), self._govern)
 
     async def _ready(self, host: socket.socket) -> tuple[str, ...]:
         parser = frames.Parser()
@@ -164,25 +201,38 @@ class Jail:
                         remediation="run `ringfence doctor` to see what this host lacks",
                     )
                 extra = {f"{kind}_limit" for kind in self._groups.enforces}
+                extra -= self._without
                 return (*(str(n) for n in message["ready"]["layers"]), *sorted(extra))
 
-    def _plan(self, spec: StartSpec, slot: int) -> dict[str, Any]:
+    def _group_limits(self, limits: Limits) -> Limits:
+        """The limits for the group; a layer left out by a test becomes a limit nobody reaches."""
+        lifted: dict[str, Any] = {}
+        for layer, wide in (
+            ("memory_limit", {"memory_bytes": 16 * 1024**3}),
+            ("cpu_limit", {"cpus": 64.0}),
+            ("pids_limit", {"processes": 4096}),
+        ):
+            if layer in self._without:
+                lifted.update(wide)
+        return dataclasses.replace(limits, **lifted)
+
+    def _plan(self, spec: StartSpec, slot: int) -> Plan:
         limits = spec.limits
-        return {
-            "id": spec.id,
-            "slot": slot,
-            "root": self._privileged,
-            "scratch_bytes": limits.scratch_bytes,
-            "scratch_files": limits.scratch_files,
-            "processes": limits.processes,
-            "open_files": limits.open_files,
-            "cpu_seconds": limits.cpu_seconds,
-            "warm_runner": True,
-            "exec_runner": spec.template.zygote is ZygoteMode.NONE,
-            "time_namespace": True,
-            "without": sorted(self._without),
-            "fault": self._fault,
-        }
+        return Plan(
+            id=spec.id,
+            slot=slot,
+            root=self._privileged,
+            scratch_bytes=limits.scratch_bytes,
+            scratch_files=limits.scratch_files,
+            processes=limits.processes,
+            open_files=limits.open_files,
+            cpu_seconds=limits.cpu_seconds,
+            warm_runner=True,
+            exec_runner=spec.template.zygote is ZygoteMode.NONE,
+            time_namespace=True,
+            without=self._without,
+            fault=self._fault,
+        )
 
     async def _zygote(self, spec: StartSpec) -> Zygote:
         key = ZygoteKey(spec.tenant, spec.template.name, spec.template_digest)
@@ -273,6 +323,10 @@ class Jail:
             zygote.kill()
             await self._end_zygote(zygote)
         self._zygotes.clear()
+        if self._governed:
+            self._loop.remove_reader(self._groups.governor.fd)
+        if self._governing is not None:
+            self._governing.cancel()
         await self._in_thread(self._groups.close)
         self._threads.shutdown(wait=False)
 

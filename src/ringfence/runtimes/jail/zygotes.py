@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ringfence.domain.errors import SandboxRefused
+from ringfence.guest.plan import Plan, plan_to
+from ringfence.guest.steps import clone_flags
+from ringfence.guest.zygote import BROKEN, FAILED, HEADER, ID_SIZE, RANGE, READY, SINGLE, SPAWNED
 
 MAX_MESSAGE: Final = 64 * 1024
 READY_SECONDS: Final = 60.0  # importing pandas on a cold page cache takes seconds
@@ -57,8 +60,7 @@ class Zygote:
     control: socket.socket
     launcher_pid: int
     config_writer: int
-    landlock_abi: int = 0
-    ready: asyncio.Future[dict[str, Any]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     dead: asyncio.Event = field(default_factory=asyncio.Event)
     _forks: dict[str, asyncio.Future[Fork]] = field(default_factory=dict)
     _slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
@@ -94,10 +96,9 @@ class Zygote:
     async def wait_ready(self) -> None:
         """Return when the template's imports are in; raises SandboxRefused with the zygote's own words."""
         try:
-            answer = await asyncio.wait_for(self.ready, READY_SECONDS)
+            await asyncio.wait_for(self.ready, READY_SECONDS)
         except TimeoutError:
             raise SandboxRefused("the template's zygote did not become ready in time", code="zygote_slow") from None
-        self.landlock_abi = int(answer.get("landlock_abi", 0))
 
     @property
     def alive(self) -> bool:
@@ -114,17 +115,19 @@ class Zygote:
         """The range's last process is gone."""
         self._slots.insert(0, slot)  # the longest unused is taken next
 
-    async def fork(self, plan: dict[str, Any], channel: int) -> Fork:
+    async def fork(self, plan: Plan, channel: int) -> Fork:
         """A child waiting on `channel`. Raises SandboxRefused."""
         future: asyncio.Future[Fork] = asyncio.get_running_loop().create_future()
-        self._forks[plan["id"]] = future
+        self._forks[plan.id] = future
+        mapped = (RANGE if plan.root else SINGLE) if "user_namespace" not in plan.without else 0
+        header = HEADER.pack(clone_flags(plan), mapped, plan.slot, plan.id.encode())
         try:
-            socket.send_fds(self.control, [json.dumps(plan).encode()], [channel])
+            socket.send_fds(self.control, [header + plan_to(plan)], [channel])
             return await asyncio.wait_for(future, SPAWN_SECONDS)
         except (TimeoutError, OSError) as error:
             raise SandboxRefused(f"the zygote does not fork: {error}", code="zygote_stuck") from None
         finally:
-            self._forks.pop(plan["id"], None)
+            self._forks.pop(plan.id, None)
 
     def _readable(self) -> None:
         try:
@@ -138,30 +141,30 @@ class Zygote:
             return
         unclaimed = list(fds)
         try:
-            self._heard(json.loads(data), unclaimed)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            self.kill()  # a template's packages run in there: what it says is checked, never trusted
+            self._heard(data[:1], data[1:], unclaimed)
         finally:
             for fd in unclaimed:
                 os.close(fd)
 
-    def _heard(self, message: dict[str, Any], fds: list[int]) -> None:
-        """Act on one message; a descriptor handed on is taken out of `fds`."""
-        if "spawned" in message:
-            future = self._forks.get(message["spawned"])
-            if future is not None and not future.done() and fds:
+    def _heard(self, word: bytes, rest: bytes, fds: list[int]) -> None:
+        """Act on one message; a descriptor handed on is taken out of `fds`.
+
+        A template's packages run in there: anything that is not exactly an answer we wait for changes nothing.
+        """
+        future = self._forks.get(rest[:ID_SIZE].decode("ascii", "replace"))
+        if future is not None and not future.done():
+            if word == SPAWNED and fds:
                 pidfd = fds.pop()
                 future.set_result(Fork(pid_of(pidfd), pidfd))
-        elif "failed" in message:
-            future = self._forks.get(message["failed"])
-            if future is not None and not future.done():
-                future.set_exception(SandboxRefused(f"fork: {message.get('cause')!s:.300}", code="fork_failed"))
-        elif "ready" in message and not self.ready.done():
-            self.ready.set_result(dict(message["ready"]))
-        elif "broken" in message and not self.ready.done():
+            elif word == FAILED:
+                cause = rest[ID_SIZE:].decode("utf-8", "replace")
+                future.set_exception(SandboxRefused(f"fork: {cause:.300}", code="fork_failed"))
+        elif word == READY and not self.ready.done():
+            self.ready.set_result(None)
+        elif word == BROKEN and not self.ready.done():
             self.ready.set_exception(
                 SandboxRefused(
-                    f"the template's zygote cannot start: {message['broken']!s:.1500}",
+                    f"the template's zygote cannot start: {rest.decode('utf-8', 'replace'):.1500}",
                     code="zygote_broken",
                     remediation="run `ringfence doctor`; check the template's preload list",
                 )
