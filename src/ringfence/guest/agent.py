@@ -6,6 +6,7 @@ were it taken over, the node would see wrong bytes from one sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,9 +18,11 @@ from ringfence.guest import files, frames, processes, reseed, runner, tunnel, wa
 from ringfence.guest import syscalls as sc
 from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
-from ringfence.guest.plan import HOME, USER_ID, Plan
-from ringfence.guest.stream import Channel, Handler, Stream
+from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan
+from ringfence.guest.steps import StepFailed
+from ringfence.guest.stream import READ_SIZE, Channel, Handler, Stream
 
+WARM_SECONDS: Final = 15.0  # a fresh interpreter (zygote = "none") imports the template's preload list first
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
 SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
@@ -33,9 +36,9 @@ class BadAsk(Exception):
         self.code = code
 
 
-def say_first(fd: int, message: dict[str, Any]) -> None:
+def first_frame(message: dict[str, Any]) -> bytes:
     """The frame that precedes all streams: ready, or why not."""
-    os.write(fd, frames.encode(frames.CONTROL, 0, json.dumps(message).encode()))
+    return frames.encode(frames.CONTROL, 0, json.dumps(message).encode())
 
 
 class Spare:
@@ -45,6 +48,7 @@ class Spare:
         self.pid = pid
         self.ends = ends
         self.orders = orders
+        self.ready = False
 
 
 class Agent:
@@ -60,6 +64,8 @@ class Agent:
         self.context = Context(loop=self.loop, home=HOME)
         self.channel = Channel(self.loop, channel_fd, self.opened, self.lost)
         self.reseeders = reseeders
+        self.watch_children()
+        os.chdir(HOME)
         self.programs: dict[int, processes.Process] = {}
         self.spare: Spare | None = None
         self.runs = 0
@@ -72,7 +78,6 @@ class Agent:
             "resize": self.op_resize,
             "input": self.op_input,
             "notice": self.op_notice,
-            "settle": self.op_settle,
             "ping": lambda stream, _: stream.end({}),
         }
         for table in (files.OPS, watch.OPS, tunnel.OPS):
@@ -118,7 +123,7 @@ class Agent:
 
     def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
         """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
-        code, filename = request["code"], request.get("filename") or "main.py"
+        code, filename = request["code"], request.get("filename") or self._free_name()
         if not isinstance(code, str) or not isinstance(filename, str):
             raise BadAsk("bad_request", "code and filename must be text")
         order = {
@@ -139,6 +144,10 @@ class Agent:
         program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
         self._send_order(spare, program, data)
 
+    def _free_name(self) -> str:
+        """Where a program without a name of its own is kept: never over a file its owner may have put there."""
+        return f"/tmp/run-{self.runs}.py" if self.runs else "main.py"  # noqa: S108 - the sandbox's own
+
     def _send_order(self, spare: Spare, program: processes.Process, data: bytes) -> None:
         fd = spare.orders.fileno()
         spare.orders.setblocking(True)  # the runner is waiting to read: this ends as fast as it can
@@ -147,17 +156,19 @@ class Agent:
         spare.orders.setblocking(False)
 
         def reported() -> None:
-            word = b""
             try:
-                word = spare.orders.recv(1)
+                words = spare.orders.recv(2)
             except BlockingIOError:
                 return
             except OSError:
-                word = b""
+                words = b""
+            if words == runner.READY and not spare.ready:
+                spare.ready = True
+                return
             self.loop.forget(fd)
             spare.orders.close()
-            if word:
-                program.ended(word[0], None, None)
+            if words:
+                program.ended(words[-1], None, None)
 
         self.loop.add_reader(fd, reported)
 
@@ -179,7 +190,7 @@ class Agent:
         if program.fate is not None:
             raise BadAsk("not_running", "the program has ended")
         number = request["signal"]
-        if not isinstance(number, int) or not 1 <= number <= 64:
+        if type(number) is not int or not 1 <= number <= 64:
             raise BadAsk("bad_request", "signal must be a number from 1 to 64")
         program.signal_group(number)
         stream.end({})
@@ -200,16 +211,6 @@ class Agent:
         """A line to everyone at a terminal of this sandbox."""
         for program in self.programs.values():
             program.notice(str(request["text"])[:500])
-        stream.end({})
-
-    def op_settle(self, stream: Stream, _: dict[str, Any]) -> None:
-        """Give the waiting interpreter's memory back; the next run forks its own."""
-        if self.spare is not None:
-            spare, self.spare = self.spare, None
-            spare.orders.close()
-            for fd in (spare.ends.stdin, spare.ends.stdout, spare.ends.stderr):
-                if fd >= 0:
-                    os.close(fd)
         stream.end({})
 
     # -- starting programs ----------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ class Agent:
         code = 126
         try:
             ends.into_place()
-            sc.close_from(3)
+            sc.execute(sc.close_from(3))
             processes.reset_signals()
             processes.become(uid, gid, self.plan.root)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -285,13 +286,15 @@ class Agent:
         try:
             ends.into_place()
             os.dup2(orders, ORDER_FD)
-            sc.close_from(ORDER_FD + 1)
+            sc.execute(sc.close_from(ORDER_FD + 1))
             processes.reset_signals()
             processes.become(uid, gid, self.plan.root)
-            sc.set_name("python3")
+            sc.execute(sc.set_name("python3"))
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             if self.plan.exec_runner:
                 os.execv(self.fresh[0], self.fresh)  # noqa: S606 - our own interpreter, our own source
+            if self.plan.fault == "reseed":
+                raise StepFailed("reseed", "failed on a test's wish")
             if "reseed" not in self.plan.without:
                 reseed.apply(self.reseeders)
             runner.main(ORDER_FD)
@@ -321,10 +324,8 @@ class Agent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
         def woken() -> None:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.read(reader, 4096)
-            except BlockingIOError:
-                pass
             self.reap()
 
         self.loop.add_reader(reader, woken)
@@ -353,7 +354,11 @@ class Agent:
 
     def warm(self) -> None:
         """Fork the interpreter that waits for the first program."""
-        self.spare = self._fork_runner({})
+        spare = self.spare = self._fork_runner({})
+        spare.orders.settimeout(WARM_SECONDS)
+        if spare.orders.recv(1) != runner.READY:
+            raise StepFailed("reseed", "the waiting interpreter did not renew its random state")
+        spare.ready = True
 
 
 class Input(Handler):
@@ -379,19 +384,19 @@ class Input(Handler):
         self._stream.end({})
 
 
-def serve(
-    plan: Plan,
-    channel_fd: int,
-    layers: list[str],
-    reseeders: list[reseed.Reseeder],
-    fresh: list[str],
-    tid_address: int,
-) -> None:
-    """Become process 1's loop: say ready, then answer until the node hangs up."""
-    agent = Agent(plan, channel_fd, reseeders, fresh, tid_address)
-    agent.watch_children()
-    os.chdir(HOME)
-    if plan.warm_runner:
-        agent.warm()
-    say_first(channel_fd, {"ready": {"layers": layers}})
+def serve_now(make: Callable[[], Agent], ready: bytes) -> None:
+    """Become process 1's loop, with an interpreter waiting for the first program; then say ready."""
+    agent = make()
+    agent.warm()
+    os.write(CHANNEL_FD, ready)
     agent.loop.run()
+
+
+def serve_when_asked(make: Callable[[], Agent], ready: bytes) -> None:
+    """Say ready and sleep; become an agent at the first request. A sandbox nobody asks stays small."""
+    os.write(CHANNEL_FD, ready)
+    first = os.read(CHANNEL_FD, READ_SIZE)
+    if first:
+        agent = make()
+        agent.channel.feed(first)
+        agent.loop.run()

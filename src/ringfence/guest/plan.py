@@ -18,10 +18,8 @@ NOBODY: Final = 65534
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a set-up needs. `without` and `fault` exist for tests alone: no setting reaches them."""
+    """What sandboxes of one shape share. `without` and `fault` exist for tests alone: no setting reaches them."""
 
-    id: str
-    slot: int
     root: bool  # set up by a privileged node: a uid range of its own, `root` and `user` inside
     scratch_bytes: int
     scratch_files: int
@@ -40,6 +38,7 @@ def plan_to(plan: Plan) -> bytes:
     return json.dumps({**vars(plan), "without": sorted(plan.without)}).encode()
 
 
-def plan_from(message: dict[str, Any]) -> Plan:
-    """The plan in a spawn message; a missing or unknown field raises TypeError."""
-    return Plan(**{**message, "without": frozenset(message.get("without", ()))})
+def plan_from(data: bytes) -> Plan:
+    """The plan in a request; a missing or unknown field raises TypeError."""
+    fields: dict[str, Any] = json.loads(data)
+    return Plan(**{**fields, "without": frozenset(fields["without"])})

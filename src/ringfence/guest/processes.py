@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import struct
 import termios
 import time
+from collections import deque
 from typing import Any, Final
 
 from ringfence.guest import frames
@@ -33,22 +35,21 @@ def kill(pid: int, number: int, privileged: bool) -> None:
     if not privileged:
         os.kill(pid, number)
         return
-    sc.set_capabilities(1 << sc.CAP_KILL, KEPT_CAPABILITIES)
+    sc.execute(sc.set_capabilities(1 << sc.CAP_KILL, KEPT_CAPABILITIES))
     try:
         os.kill(pid, number)
     finally:
-        sc.set_capabilities(0, KEPT_CAPABILITIES)
+        sc.execute(sc.set_capabilities(0, KEPT_CAPABILITIES))
 
 
 def become(uid: int, gid: int, privileged: bool) -> None:
     """In a fork: give up the agent's identity for good, to a process with every capability set empty."""
     if privileged:
-        sc.set_capabilities(KEPT_CAPABILITIES, KEPT_CAPABILITIES)
+        sc.execute(sc.set_capabilities(KEPT_CAPABILITIES, KEPT_CAPABILITIES))
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    sc.set_capabilities(0, 0)
-    sc.prctl(sc.PR_SET_DUMPABLE, 1)
+    sc.do([sc.set_capabilities(0, 0), sc.prctl(sc.PR_SET_DUMPABLE, 1)])
     score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(score, b"1000")  # out of memory: programs die before the agent that reports it
     os.close(score)
@@ -110,7 +111,7 @@ class Process(Handler):
         self._loop = loop
         self._privileged = privileged
         self._timer: Timer | None = None
-        self._pending = bytearray()
+        self._pending: deque[tuple[Stream, bytes]] = deque()  # input not yet taken, and who gets the credit for it
         self._stdin_eof = False
         self._attached: list[Stream] = []
         self._outputs: dict[int, int] = {}  # descriptor -> frame type
@@ -189,27 +190,27 @@ class Process(Handler):
         if self._ends.stdin < 0:
             stream.consumed(len(data))  # nobody reads: taken and dropped, as with /dev/null
             return
-        self._pending += data
-        stream.consumed(self._flush())
+        self._pending.append((stream, data))
+        self._flush()
         if self._pending:
-            self._loop.add_writer(self._ends.stdin, lambda: stream.consumed(self._flush()))
+            self._loop.add_writer(self._ends.stdin, self._flush)
 
-    def _flush(self) -> int:
-        if self._ends.stdin < 0:
-            return 0
-        sent = 0
-        try:
-            sent = os.write(self._ends.stdin, self._pending) if self._pending else 0
-        except BlockingIOError:
-            return 0
-        except OSError:
-            sent = len(self._pending)  # the program closed its input: the rest has nowhere to go
-        del self._pending[:sent]
-        if not self._pending:
-            self._loop.remove_writer(self._ends.stdin)
-            if self._stdin_eof:
-                self.close_stdin()
-        return sent
+    def _flush(self) -> None:
+        while self._pending:
+            stream, data = self._pending.popleft()
+            try:
+                sent = os.write(self._ends.stdin, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = len(data)  # the program closed its input: the rest has nowhere to go
+            stream.consumed(sent)
+            if sent < len(data):
+                self._pending.appendleft((stream, data[sent:]))
+                return
+        self._loop.remove_writer(self._ends.stdin)
+        if self._stdin_eof:
+            self.close_stdin()
 
     def close_stdin(self) -> None:
         """End of input, once everything queued is written. A terminal is sent its end-of-file character."""
@@ -217,9 +218,9 @@ class Process(Handler):
         if self._ends.stdin < 0 or self._pending:
             return
         if self._ends.tty:
-            self._pending += b"\x04"
             self._stdin_eof = False
-            self._flush()
+            with contextlib.suppress(OSError):  # nobody is left at the terminal
+                os.write(self._ends.stdin, b"\x04")
             return
         self._loop.forget(self._ends.stdin)
         os.close(self._ends.stdin)
@@ -228,8 +229,8 @@ class Process(Handler):
     # -- the streams attached -------------------------------------------------------------------------------
 
     def attach(self, stream: Stream, replay: bool) -> None:
-        """Send what is kept if asked, then everything live, then the fate."""
-        stream.handler = Attached(self, stream)
+        """Send what is kept if asked, then everything live, then the fate; who is replayed to did not start it."""
+        stream.handler = Attached(self, stream, owner=not replay)
         stream.control({"started": {"pid": self.pid}})
         if replay:
             for type_, tail in self.tails.items():
@@ -259,9 +260,12 @@ class Process(Handler):
 
     def signal_group(self, number: int) -> None:
         """Signal the program and what it started in its own session; gone is fine."""
-        try:
-            kill(-self.pid, number, self._privileged)
-        except (ProcessLookupError, PermissionError):
+        # Between its fork and its setsid the program leads no group yet: then it is signalled alone.
+        for target in (-self.pid, self.pid) if self.fate is None else (-self.pid,):
+            try:
+                kill(target, number, self._privileged)
+            except (ProcessLookupError, PermissionError):
+                continue
             return
 
     def _too_late(self) -> None:
@@ -306,6 +310,9 @@ class Process(Handler):
             self._loop.forget(self._ends.stdin)
             os.close(self._ends.stdin)
             self._ends.stdin = -1
+        while self._pending:
+            stream, data = self._pending.popleft()
+            stream.consumed(len(data))  # nobody will read it: its sender need not wait
         for stream in self._attached:
             stream.end(self._answer())
         self._attached.clear()
@@ -318,9 +325,10 @@ def _waiting(fd: int) -> int:
 class Attached(Handler):
     """A stream's hooks, passed on to its process."""
 
-    def __init__(self, process: Process, stream: Stream) -> None:
+    def __init__(self, process: Process, stream: Stream, *, owner: bool) -> None:
         self._process = process
         self._stream = stream
+        self._owner = owner
 
     def on_stdin(self, data: bytes) -> None:
         """Bytes for the program."""
@@ -342,9 +350,9 @@ class Attached(Handler):
             self._process.signal_group(message["signal"])
 
     def on_cancel(self) -> None:
-        """The opener left: a program that was not detached goes with it."""
+        """The opener left: a program it started, and did not detach, goes with it."""
         self._process.detach(self._stream)
-        if not self._process.about.get("detach"):
+        if self._owner and not self._process.about.get("detach"):
             self._process.abandon()
         self._stream.end({"exit": self._process.fate} if self._process.fate else {})
 

@@ -6,16 +6,15 @@ import atexit
 import gc
 import io
 import json
-import linecache
 import os
 import signal
 import sys
 import threading
-import traceback
 import types
 from typing import Any, Final
 
 LENGTH: Final = 4
+READY: Final = b"R"  # said to the agent once random state is renewed and only an order is wanting
 PYTHON: Final = "/usr/bin/python3"
 
 
@@ -92,11 +91,23 @@ def _exit_code(error: SystemExit) -> int:
     return 1
 
 
+def _keep_source(filename: str, code: str) -> None:
+    """Tracebacks, inspect and multiprocessing's spawn read a program's source from its file."""
+    try:
+        fd = os.open(filename, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, code.encode("utf-8", "surrogatepass"))
+        finally:
+            os.close(fd)
+    except OSError:
+        return  # a full scratch: the program runs all the same, with barer tracebacks
+
+
 def execute(order: dict[str, Any]) -> int:
     """Run the order's program in a fresh __main__ and return the exit code the interpreter would give."""
     filename, code = order["filename"], order["code"]
+    _keep_source(filename, code)
     main = _fresh_main(order)
-    linecache.cache[filename] = (len(code), None, code.splitlines(keepends=True), filename)
     try:
         exec(compile(code, filename, "exec", dont_inherit=True), main.__dict__)  # noqa: S102 - the whole point
         return 0
@@ -116,7 +127,7 @@ def finish() -> None:
         try:
             last()
         except BaseException:  # noqa: BLE001 - an exit handler may raise anything; the rest still run
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -128,11 +139,13 @@ def main(order_fd: int) -> None:
     """Wait for one order, run it, report its code, exit. Never returns."""
     code = 1
     try:
-        order = read_order(order_fd)
+        _fresh_streams()
+        rehearse()
         os.set_inheritable(order_fd, False)
+        os.write(order_fd, READY)
+        order = read_order(order_fd)
         os.chdir(order["cwd"])
         os.environ.update(order.get("env", {}))
-        _fresh_streams()
         gc.enable()
         code = execute(order)
         finish()
@@ -148,11 +161,9 @@ def main(order_fd: int) -> None:
 
 
 def rehearse() -> None:
-    """Run a throwaway program, so that forks find these paths already imported and compiled."""
-    saved = sys.modules["__main__"], list(sys.path), list(sys.argv), dict(sys.modules)
-    exec(compile("import json, traceback\nx = [str(i) for i in range(9)]\n", "<rehearsal>", "exec"), {})  # noqa: S102
-    "".encode("utf-8", "backslashreplace")
-    sys.modules["__main__"], sys.path[:], sys.argv = saved[0], saved[1], saved[2]
+    """Run a throwaway program: the pages it dirties are copied while nobody waits."""
+    sys.path_importer_cache.clear()
+    exec(compile("x = [str(i) for i in range(9)]\n", "<rehearsal>", "exec", dont_inherit=True), {})  # noqa: S102
 
 
 def fresh_argv(preload: list[str], order_fd: int) -> list[str]:

@@ -1,14 +1,13 @@
 """The set-up of one sandbox: a flat list of steps, in an order that can be read aloud.
 
-It runs in the sandbox's own process 1, straight after the fork and before anything of a tenant's is near.
-A step that fails raises; whoever called reports its name and the sandbox is refused. No step is skipped in
-silence: `Plan.without` is reachable from tests only, so that they can show each layer to be needed.
+Each step is a short list of system calls, prepared in the zygote once for every shape of limits and executed in
+the sandbox's own process 1, straight after the fork and before anything of a tenant's is near. A call that fails
+refuses the sandbox and names the step. No step is skipped in silence: `Plan.without` is reachable from tests only,
+so that they can show each layer to be needed.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import resource
 import socket
 import struct
@@ -19,8 +18,13 @@ from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import CHANNEL_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)
+FREE_FD: Final = CHANNEL_FD + 1  # the lowest free descriptor while a sandbox is set up
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
+_RLIMIT_SIGPENDING: Final = 11
+_RLIMIT_MSGQUEUE: Final = 12
+_RLIMIT_NICE: Final = 13
+_RLIMIT_RTPRIO: Final = 14
 
 # (directory in the scratch tmpfs, where it appears, mode, owner, extra mount flags)
 SCRATCH_BINDS: Final = (
@@ -34,7 +38,7 @@ WRITABLE: Final = [place for _, place, _, _, _ in SCRATCH_BINDS]
 
 
 class Context:
-    """What the steps share: the plan, the compiled filter, the kernel's Landlock ABI."""
+    """What the steps are made from: the plan, the compiled filter, the kernel's Landlock ABI."""
 
     def __init__(self, plan: Plan, seccomp: bytes, landlock_abi: int) -> None:
         self.plan = plan
@@ -42,189 +46,192 @@ class Context:
         self.landlock_abi = landlock_abi
 
 
-def identity(ctx: Context) -> None:
+Calls = list[sc.Call]
+
+
+def closed_descriptors(_: Context) -> Calls:
+    """Nothing is inherited but the null device and the channel (CVE-2024-21626: a leaked directory is a way out)."""
+    return [sc.close_from(FREE_FD)]
+
+
+def uid_range(ctx: Context) -> Calls:
     """Become uid 0 of our own user namespace: a range no other sandbox has. Everything made now is ours."""
+    calls = [sc.call("umask", 0o022)]
     if ctx.plan.root:
-        os.setgroups([])  # CVE-2023-25173: a leftover group opens other people's files
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # else our own /proc entries belong to nobody during set-up
-    os.umask(0o022)
+        calls += [
+            sc.call("setgroups", 0, 0),  # CVE-2023-25173: a leftover group opens other people's files
+            sc.call("setresgid", 0, 0, 0),
+            sc.call("setresuid", 0, 0, 0),
+            sc.prctl(sc.PR_SET_DUMPABLE, 1),  # else our own /proc entries belong to nobody during set-up
+        ]
+    return calls
 
 
-def no_nested_namespaces(_: Context) -> None:
+def nested_namespaces(_: Context) -> Calls:
     """No further user namespace below this one, whatever a filter says (CVE-2022-0185 and its kin)."""
-    with open("/proc/sys/user/max_user_namespaces", "w") as file:
-        file.write("0")
+    return sc.write_file("/proc/sys/user/max_user_namespaces", "0", FREE_FD)
 
 
-def loopback(_: Context) -> None:
+def network_namespace(_: Context) -> Calls:
     """Programs expect 127.0.0.1 to work and port 80 to be theirs; nothing else is in this namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        fcntl.ioctl(probe, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING))
-    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:
-        file.write("0")
+    ifreq = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)
+    return [
+        sc.call("socket", socket.AF_INET, socket.SOCK_DGRAM, 0, expect=FREE_FD),
+        sc.call("ioctl", FREE_FD, _SIOCSIFFLAGS, ifreq, what="bring up the loopback"),
+        sc.call("close", FREE_FD),
+        *sc.write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", FREE_FD),
+    ]
 
 
-def hostname(_: Context) -> None:
+def uts_namespace(_: Context) -> Calls:
     """The host's name is not the sandbox's business."""
-    sc.sethostname("sandbox")
+    return [sc.call("sethostname", b"sandbox", 7)]
 
 
-def root_image(_: Context) -> None:
+def read_only_root(_: Context) -> Calls:
     """The template's files and the six devices, bound afresh: read-only, nosuid, nodev."""
-    sc.bind(STAGE, NEW_ROOT, sc.MS_REC)
+    return sc.bind(STAGE, NEW_ROOT, sc.MS_REC)
 
 
-def scratch(ctx: Context) -> None:
+def scratch(ctx: Context) -> Calls:
     """One tmpfs, bounded in bytes and files, bound to every place a program may write."""
     plan = ctx.plan
     options = f"size={plan.scratch_bytes},nr_inodes={plan.scratch_files},mode=0755,huge=never"
-    sc.mount("tmpfs", SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+    calls = sc.mount("tmpfs", SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
     for name, place, mode, owner, flags in SCRATCH_BINDS:
         source = f"{SCRATCH}/{name}"
-        os.mkdir(source)
-        os.chmod(source, mode)
+        calls.append(sc.call("mkdir", source.encode(), mode))
+        calls.append(sc.call("chmod", source.encode(), mode))
         if plan.root:
-            os.chown(source, owner, owner)
-        sc.bind(source, NEW_ROOT + place, sc.MS_NOSUID | sc.MS_NODEV | flags if flags else 0)
+            calls.append(sc.call("chown", source.encode(), owner, owner))
+        calls += sc.bind(source, NEW_ROOT + place, sc.MS_NOSUID | sc.MS_NODEV | flags if flags else 0)
+    return calls
 
 
-def proc(ctx: Context) -> None:
+def masked_proc(ctx: Context) -> Calls:
     """Only this sandbox's own processes: no /proc/sys, no host counters, and other uids' are invisible."""
     options = "" if "masked_proc" in ctx.plan.without else "subset=pid,hidepid=2"
-    sc.mount("proc", NEW_ROOT + "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, options)
+    return sc.mount("proc", NEW_ROOT + "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, options)
 
 
-def terminals(_: Context) -> None:
+def terminals(_: Context) -> Calls:
     """A terminal table of our own, so that no other session's can be named (attack 43)."""
     options = "newinstance,ptmxmode=0666,mode=0620"
-    sc.mount("devpts", NEW_ROOT + "/dev/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, options)
+    return sc.mount("devpts", NEW_ROOT + "/dev/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, options)
 
 
-def pivot(ctx: Context) -> None:
+def mount_namespace(ctx: Context) -> Calls:
     """Leave the old tree for good; afterwards the working directory is inside (CVE-2024-21626)."""
     if "mount_namespace" in ctx.plan.without:
-        os.chroot(NEW_ROOT)
-        os.chdir("/")
-        return
-    sc.pivot_into(NEW_ROOT)
-    if os.getcwd() != "/":
-        raise sc.SetupError(0, "the working directory is outside the new root")
+        return [sc.call("chroot", NEW_ROOT.encode()), sc.call("chdir", b"/")]
+    return sc.pivot_into(NEW_ROOT)
 
 
-def cgroup_namespace(_: Context) -> None:
+def cgroup_namespace(_: Context) -> Calls:
     """After the node attached us: /proc/self/cgroup shows / and nothing above."""
-    sc.unshare(sc.CLONE_NEWCGROUP)
+    return [sc.call("unshare", sc.CLONE_NEWCGROUP)]
 
 
-def keyring(_: Context) -> None:
+def keyring(_: Context) -> Calls:
     """Keyrings are not namespaced: take a new empty one (CVE-2016-0728, attack 51)."""
-    sc.join_new_session_keyring()
+    return sc.join_new_session_keyring()
 
 
-def _lower(what: int, value: int) -> None:
+def _lower(what: int, value: int) -> sc.Call:
     hard = resource.getrlimit(what)[1]
     bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (bound, bound))
+    pair = struct.pack("=QQ", bound, bound)
+    return sc.call("prlimit64", 0, what, sc.buffer(pair), 0, what=f"lower rlimit {what}")
 
 
-def rlimits(ctx: Context) -> None:
+def rlimits(ctx: Context) -> Calls:
     """The backstop behind the groups, and the whole fence where there are none."""
     plan = ctx.plan
-    _lower(resource.RLIMIT_CORE, 0)  # attack 26: no core on the host, no helper run
-    _lower(resource.RLIMIT_NOFILE, plan.open_files)
-    _lower(resource.RLIMIT_NPROC, plan.processes + 2)
-    _lower(resource.RLIMIT_MEMLOCK, 64 * 1024)
-    _lower(resource.RLIMIT_SIGPENDING, 1024)
-    _lower(resource.RLIMIT_MSGQUEUE, 64 * 1024)
-    _lower(resource.RLIMIT_RTPRIO, 0)
-    _lower(resource.RLIMIT_NICE, 0)
-    _lower(resource.RLIMIT_STACK, 8 * 1024 * 1024)
-    _lower(resource.RLIMIT_FSIZE, plan.scratch_bytes)
-    _lower(resource.RLIMIT_CPU, int(plan.cpu_seconds) + 1)
+    return [
+        _lower(resource.RLIMIT_CORE, 0),  # attack 26: no core on the host, no helper run
+        _lower(resource.RLIMIT_NOFILE, plan.open_files),
+        _lower(resource.RLIMIT_NPROC, plan.processes + 2),
+        _lower(resource.RLIMIT_MEMLOCK, 64 * 1024),
+        _lower(_RLIMIT_SIGPENDING, 1024),
+        _lower(_RLIMIT_MSGQUEUE, 64 * 1024),
+        _lower(_RLIMIT_RTPRIO, 0),
+        _lower(_RLIMIT_NICE, 0),
+        _lower(resource.RLIMIT_STACK, 8 * 1024 * 1024),
+        _lower(resource.RLIMIT_FSIZE, plan.scratch_bytes),
+        _lower(resource.RLIMIT_CPU, int(plan.cpu_seconds) + 1),
+    ]
 
 
-def first_to_die(_: Context) -> None:
+def oom_order(_: Context) -> Calls:
     """When the host runs out of memory, sandboxes go before anything of the operator's."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")
+    return sc.write_file("/proc/self/oom_score_adj", "500", FREE_FD)
 
 
-def no_new_privileges(_: Context) -> None:
-    """setuid bits and file capabilities do nothing from here on."""
-    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+def no_new_privileges(_: Context) -> Calls:
+    """No setuid bit and no file capability does anything from here on."""
+    return [sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)]
 
 
-def capabilities(ctx: Context) -> None:
+def capabilities(ctx: Context) -> Calls:
     """Empty every set; the agent alone keeps three, permitted but not effective, to switch between its own uids."""
-    sc.drop_bounding_set()
-    sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
-    sc.prctl(sc.PR_SET_SECUREBITS, sc.SECUREBITS_LOCKED)
+    calls = sc.drop_bounding_set()
+    calls.append(sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL))
+    calls.append(sc.prctl(sc.PR_SET_SECUREBITS, sc.SECUREBITS_LOCKED))
     if ctx.plan.root:
-        os.setresgid(USER_ID, USER_ID, 0)
-        os.setresuid(USER_ID, USER_ID, 0)
-        sc.prctl(sc.PR_SET_DUMPABLE, 1)
-    kept = KEPT_CAPABILITIES if ctx.plan.root else 0
-    sc.set_capabilities(0, kept)
+        calls.append(sc.call("setresgid", USER_ID, USER_ID, 0))
+        calls.append(sc.call("setresuid", USER_ID, USER_ID, 0))
+    return [*calls, sc.set_capabilities(0, KEPT_CAPABILITIES if ctx.plan.root else 0)]
 
 
-def landlock(ctx: Context) -> None:
+def landlock(ctx: Context) -> Calls:
     """A second fence around files, and around signals and abstract sockets where the kernel has it."""
-    if ctx.landlock_abi:
-        sc.landlock(ctx.landlock_abi, WRITABLE, ["/dev"])
+    return sc.landlock(ctx.landlock_abi, WRITABLE, FREE_FD) if ctx.landlock_abi else []
 
 
-def seccomp(ctx: Context) -> None:
+def seccomp(ctx: Context) -> Calls:
     """Last: from here on only the listed calls exist."""
-    sc.load_seccomp(ctx.seccomp)
+    return [sc.load_seccomp(ctx.seccomp)]
 
 
-def verify(ctx: Context) -> None:
+def verified(ctx: Context) -> Calls:
     """Ask the kernel what it holds us to; a layer that did not take is a refusal."""
-    seen = {
-        "seccomp": sc.prctl(sc.PR_GET_SECCOMP) == sc.SECCOMP_MODE_FILTER,
-        "no_new_privileges": sc.prctl(sc.PR_GET_NO_NEW_PRIVS) == 1,
-        "capabilities": sc.prctl(sc.PR_CAPBSET_READ, 0) == 0 and not sc.effective_capabilities(),
+    answers = {
+        "seccomp": sc.prctl(sc.PR_GET_SECCOMP, expect=sc.SECCOMP_MODE_FILTER, what="confirm seccomp"),
+        "no_new_privileges": sc.prctl(sc.PR_GET_NO_NEW_PRIVS, expect=1, what="confirm no_new_privs"),
+        "capabilities": sc.prctl(sc.PR_CAPBSET_READ, 0, expect=0, what="confirm the bounding set"),
     }
-    for layer, holds in seen.items():
-        if not holds and layer not in ctx.plan.without:
-            raise sc.SetupError(0, f"the kernel does not confirm {layer}")
+    return [call for layer, call in answers.items() if layer not in ctx.plan.without]
 
 
-def undumpable(_: Context) -> None:
+def agent_memory(_: Context) -> Calls:
     """The agent's memory and descriptors are not its programs' to read, and with hidepid not even to see."""
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    return [sc.prctl(sc.PR_SET_DUMPABLE, 0)]
 
 
-def closed_descriptors(_: Context) -> None:
-    """Nothing is inherited but the null device and the channel (CVE-2024-21626: a leaked directory is a way out)."""
-    sc.close_from(CHANNEL_FD + 1)
-
-
-Step = Callable[[Context], None]
-STEPS: Final[tuple[tuple[str, Step], ...]] = (
-    ("closed_descriptors", closed_descriptors),
-    ("uid_range", identity),
-    ("nested_namespaces", no_nested_namespaces),
-    ("network_namespace", loopback),
-    ("uts_namespace", hostname),
-    ("read_only_root", root_image),
-    ("scratch", scratch),
-    ("masked_proc", proc),
-    ("terminals", terminals),
-    ("mount_namespace", pivot),
-    ("cgroup_namespace", cgroup_namespace),
-    ("keyring", keyring),
-    ("rlimits", rlimits),
-    ("oom_order", first_to_die),
-    ("no_new_privileges", no_new_privileges),
-    ("capabilities", capabilities),
-    ("landlock", landlock),
-    ("seccomp", seccomp),
-    ("verified", verify),
-    ("agent_memory", undumpable),
+Step = Callable[[Context], Calls]
+STEPS: Final[tuple[Step, ...]] = (
+    closed_descriptors,
+    uid_range,
+    nested_namespaces,
+    network_namespace,
+    uts_namespace,
+    read_only_root,
+    scratch,
+    masked_proc,
+    terminals,
+    mount_namespace,
+    cgroup_namespace,
+    keyring,
+    rlimits,
+    oom_order,
+    no_new_privileges,
+    capabilities,
+    landlock,
+    seccomp,
+    verified,
+    agent_memory,
 )
+LAYERS: Final = tuple(step.__name__ for step in STEPS)
 
 # Layers made by the clone itself rather than by a step, and the flag each needs.
 NAMESPACES: Final = {
@@ -259,19 +266,32 @@ def clone_flags(plan: Plan) -> int:
 
 def in_force(plan: Plan, landlock_abi: int) -> list[str]:
     """Names of the layers this plan puts in force, for the owner to see."""
-    names = list(NAMESPACES) + (["time_namespace"] if plan.time_namespace else [])
-    names += [layer for layer, _ in STEPS if layer not in NAMESPACES]
-    return [n for n in names if n not in plan.without and (n != "landlock" or landlock_abi)]
+    names = [*NAMESPACES, "time_namespace"] if plan.time_namespace else list(NAMESPACES)
+    names += [layer for layer in LAYERS if layer not in NAMESPACES]
+    return [n for n in [*names, "reseed"] if n not in plan.without and (n != "landlock" or landlock_abi)]
 
 
-def set_up(ctx: Context) -> None:
-    """Take every step in order. Raises StepFailed naming the layer at the first that fails."""
-    for layer, step in STEPS:
+Program = list[tuple[str, sc.Call]]
+
+
+def compile_steps(ctx: Context) -> Program:
+    """Every call of every step, in order, each with the name of its layer."""
+    program: Program = []
+    for step in STEPS:
+        layer = step.__name__
         if layer in ctx.plan.without and layer not in _NEEDED_TO_LIVE:
             continue
-        try:
-            if ctx.plan.fault == layer:
-                raise sc.SetupError(0, "failed on a test's wish")
-            step(ctx)
-        except (OSError, ValueError) as error:
-            raise StepFailed(layer, str(error)) from error
+        if ctx.plan.fault == layer:
+            program.append((layer, sc.call("close", -1, what="failed on a test's wish")))
+        program += [(layer, call) for call in step(ctx)]
+    return program
+
+
+def set_up(program: Program) -> None:
+    """Make every call. Raises StepFailed naming the layer at the first that fails."""
+    layer = ""
+    try:
+        for layer, call in program:  # noqa: B007 - named in the error
+            sc.execute(call)
+    except OSError as error:
+        raise StepFailed(layer, str(error)) from error

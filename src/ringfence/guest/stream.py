@@ -194,6 +194,10 @@ class Channel:
             return
         except OSError:
             data = b""
+        self.feed(data)
+
+    def feed(self, data: bytes) -> None:
+        """Act on bytes that came from the host; none at all means that it hung up."""
         if not data:
             self._lose()
             return

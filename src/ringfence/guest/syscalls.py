@@ -1,6 +1,8 @@
-"""The kernel calls Python does not offer, through ctypes. Every one is checked; every failure is an OSError.
+"""The kernel calls Python does not offer, as prepared values: made once, executed many times, every one checked.
 
-Numbers are those of x86_64 (Linux uapi headers); another architecture is refused before anything is set up.
+A `Call` is made where there is time and executed where there is none: in a fresh fork, each Python object
+touched is a page copied, and a prepared call touches few. Numbers are those of x86_64 (Linux uapi headers);
+another architecture is refused before anything is set up.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 ARCH: Final = "x86_64"
 
@@ -57,134 +60,158 @@ CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 
-_SYS_CLONE: Final = 56
-_SYS_PIVOT_ROOT: Final = 155
-_SYS_CAPGET: Final = 125
-_SYS_CAPSET: Final = 126
-_SYS_KEYCTL: Final = 250
-_SYS_CLONE3: Final = 435
-_SYS_CLOSE_RANGE: Final = 436
-_SYS_LANDLOCK_CREATE: Final = 444
-_SYS_LANDLOCK_ADD: Final = 445
-_SYS_LANDLOCK_RESTRICT: Final = 446
+_NUMBERS: Final = {
+    "write": 1, "open": 2, "close": 3, "ioctl": 16, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
+    "chmod": 90, "chown": 92, "umask": 95, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
+    "capset": 126, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
+    "keyctl": 250, "unshare": 272, "prlimit64": 302, "clone3": 435, "close_range": 436,
+    "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
+}  # fmt: skip
 _CAP_VERSION_3: Final = 0x20080522
 _KEYCTL_JOIN_SESSION: Final = 1
 
-# PyDLL, not CDLL: the lock of the interpreter is held across the call, so a raw clone finds it held in the child.
+# PyDLL, not CDLL: the lock of the interpreter is held across the call, so a bare clone finds it held in the child.
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_syscall: Final = _libc.syscall
 
 
 class SetupError(OSError):
-    """A kernel call of the set-up failed; `what` names it."""
+    """A kernel call of the set-up failed; its text names it."""
 
 
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise SetupError(number, f"{what}: {os.strerror(number)}")
+class Call(NamedTuple):
+    """One prepared system call: what to say when it fails, its arguments, the one result that is right (-1: any)."""
+
+    what: str
+    args: tuple[Any, ...]
+    expect: int = -1
+
+
+def call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char], what: str = "", expect: int = -1) -> Call:
+    """Prepare the system call `name`; bytes are passed by address and kept alive by the call."""
+    values = tuple(ctypes.c_char_p(a) if isinstance(a, bytes) else ctypes.c_ulong(a) if isinstance(a, int) else a
+                   for a in args)  # fmt: skip
+    return Call(what or name, (ctypes.c_long(_NUMBERS[name]), *values), expect)
+
+
+def execute(prepared: Call) -> int:
+    """Make the call. Raises SetupError unless it succeeds as expected."""
+    result = int(_syscall(*prepared.args))
+    if result < 0 or prepared.expect not in (-1, result):
+        number = ctypes.get_errno() if result < 0 else 0
+        raise SetupError(number, f"{prepared.what}: {os.strerror(number) if number else f'gave {result}'}")
     return result
 
 
-def _syscall(number: int, what: str, *args: object) -> int:
-    return _check(_libc.syscall(ctypes.c_long(number), *args), what)
+def do(calls: Iterable[Call]) -> None:
+    """Make every call in order. Raises SetupError at the first that fails."""
+    for prepared in calls:
+        execute(prepared)
 
 
-def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """mount(2)."""
-    result = _libc.mount(
-        source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
-    )
-    _check(result, f"mount {kind or source} on {target}")
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> list[Call]:
+    """Mount a new file system."""
+    words = source.encode(), target.encode(), kind.encode() or 0, flags, options.encode() or 0
+    return [call("mount", *words, what=f"mount {kind or source} on {target}")]
 
 
-def bind(source: str, target: str, flags: int = 0) -> None:
-    """Bind `source` on `target`, then apply mount flags to the new mount (they are ignored by the first call)."""
-    mount(source, target, flags=MS_BIND | (flags & MS_REC))
+def bind(source: str, target: str, flags: int = 0) -> list[Call]:
+    """Bind `source` on `target`, then apply mount flags to the new mount (the first call ignores them)."""
+    calls = mount(source, target, flags=MS_BIND | (flags & MS_REC))
     if flags & ~MS_REC:
-        mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & ~MS_REC))
+        calls += mount("none", target, flags=MS_BIND | MS_REMOUNT | (flags & ~MS_REC))
+    return calls
 
 
-def pivot_into(new_root: str) -> None:
-    """Make `new_root` the root and detach the old one: afterwards no path leads out."""
-    os.chdir(new_root)
-    _syscall(_SYS_PIVOT_ROOT, "pivot_root", b".", b".")
-    _check(_libc.umount2(b".", MNT_DETACH), "umount the old root")
-    os.chdir("/")
+def pivot_into(new_root: str) -> list[Call]:
+    """Make `new_root` the root and detach the old one: afterwards no path leads out, the working directory included."""
+    return [
+        call("chdir", new_root.encode(), what="enter the new root"),
+        call("pivot_root", b".", b"."),
+        call("umount2", b".", MNT_DETACH, what="detach the old root"),
+        call("chdir", b"/"),
+        # Two bytes: "/" and its end. Outside the root the kernel would say "(unreachable)" (CVE-2024-21626).
+        call("getcwd", ctypes.create_string_buffer(256), 256, what="the working directory is outside", expect=2),
+    ]
 
 
-def unshare(flags: int) -> None:
-    """unshare(2)."""
-    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+def prctl(option: int, *args: int, expect: int = -1, what: str = "") -> Call:
+    """Prepare prctl with integer arguments."""
+    return call("prctl", option, *(*args, 0, 0, 0, 0)[:4], what=what or f"prctl {option}", expect=expect)
 
 
-def sethostname(name: str) -> None:
-    """sethostname(2)."""
-    _check(_libc.sethostname(name.encode(), len(name)), "sethostname")
-
-
-def prctl(option: int, *args: int) -> int:
-    """prctl(2) with integer arguments."""
-    padded = [ctypes.c_ulong(arg) for arg in (*args, 0, 0, 0, 0)[:4]]
-    return _check(_libc.prctl(option, *padded), f"prctl {option}")
-
-
-def set_name(name: str) -> None:
+def set_name(name: str) -> Call:
     """Name this process in ps and top (15 bytes)."""
-    _check(_libc.prctl(PR_SET_NAME, name.encode()[:15]), "prctl name")
+    return call("prctl", PR_SET_NAME, name.encode()[:15], 0, 0, 0, what="prctl name")
 
 
-def drop_bounding_set() -> None:
-    """Empty the capability bounding set, whatever the kernel's last capability is."""
-    for capability in range(64):
-        if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
-            return
+def drop_bounding_set() -> list[Call]:
+    """Empty the capability bounding set, up to the last capability this kernel knows."""
+    known = [c for c in range(64) if int(_syscall(*prctl(PR_CAPBSET_READ, c).args)) >= 0]
+    return [prctl(PR_CAPBSET_DROP, c, what=f"drop capability {c}") for c in known]
 
 
-def set_capabilities(effective: int, permitted: int) -> None:
-    """capset(2) for this process; the inheritable set is always emptied."""
+def set_capabilities(effective: int, permitted: int) -> Call:
+    """Set this process's sets; the inheritable one is always emptied."""
     header = struct.pack("=Ii", _CAP_VERSION_3, 0)
     low, high = 0xFFFFFFFF, 32
     data = struct.pack("=6I", effective & low, permitted & low, 0, effective >> high, permitted >> high, 0)
-    _syscall(_SYS_CAPSET, "capset", header, data)
+    return call("capset", buffer(header), buffer(data))
+
+
+def buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
+    """Bytes that may hold NULs, at an address of their own."""
+    held: ctypes.Array[ctypes.c_char] = ctypes.create_string_buffer(data, len(data))
+    return held
 
 
 def effective_capabilities() -> int:
     """The set of capabilities in effect for this process, as a bit mask."""
-    header = struct.pack("=Ii", _CAP_VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
-    _syscall(_SYS_CAPGET, "capget", header, data)
+    execute(call("capget", buffer(struct.pack("=Ii", _CAP_VERSION_3, 0)), data))
     low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
     return int(low | high << 32)
 
 
-def close_from(first: int) -> None:
-    """close_range(2): close every descriptor from `first` up."""
-    _syscall(_SYS_CLOSE_RANGE, "close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0)
+def close_from(first: int) -> Call:
+    """Close every descriptor from `first` up."""
+    return call("close_range", first, 0xFFFFFFFF, 0)
 
 
-def join_new_session_keyring() -> None:
-    """Leave every inherited keyring behind. A kernel without keyrings has nothing to leave."""
-    result = _libc.syscall(ctypes.c_long(_SYS_KEYCTL), _KEYCTL_JOIN_SESSION, None)
-    if result < 0 and ctypes.get_errno() != 38:
-        _check(result, "keyctl join session keyring")
+def write_file(path: str, value: str, fd: int) -> list[Call]:
+    """Write a kernel file. `fd` is the lowest free descriptor, which the kernel is bound to give."""
+    data = value.encode()
+    return [
+        call("open", path.encode(), os.O_WRONLY | os.O_CLOEXEC, 0, what=f"open {path}", expect=fd),
+        call("write", fd, data, len(data), what=f"write {value} to {path}", expect=len(data)),
+        call("close", fd),
+    ]
 
 
-def load_seccomp(program: bytes) -> None:
+def join_new_session_keyring() -> list[Call]:
+    """Leave every inherited keyring behind; nothing to do on a kernel without keyrings."""
+    probe = call("keyctl", 0, (1 << 64) - 3, 0, 0, 0)  # KEYCTL_GET_KEYRING_ID of the session
+    if int(_syscall(*probe.args)) < 0 and ctypes.get_errno() == 38:
+        return []
+    return [call("keyctl", _KEYCTL_JOIN_SESSION, 0, 0, 0, 0, what="join a new session keyring")]
+
+
+def load_seccomp(program: bytes) -> Call:
     """Install a compiled filter (an array of sock_filter) on this thread; needs no_new_privs."""
-    code = ctypes.create_string_buffer(program, len(program))
-    fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    buffer = ctypes.create_string_buffer(fprog, len(fprog))
-    result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), buffer, 0, 0)
-    _check(result, "prctl seccomp")
+    code = buffer(program)
+    fprog = buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
+    prepared = call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0, what="load the seccomp filter")
+    # The last argument is ignored by the kernel and keeps the code alive as long as the call.
+    return prepared._replace(args=(*prepared.args[:-1], code))
 
 
 def thread_id_address() -> int:
     """Where the C library keeps this thread's id, so that a clone can be told to renew it; 0 if the kernel is mute."""
-    address = ctypes.c_ulong(0)
-    if _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), 0, 0, 0) < 0:
+    address = ctypes.create_string_buffer(8)
+    if int(_syscall(*call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0).args)) < 0:
         return 0
-    return address.value
+    return int.from_bytes(address.raw, "little")
 
 
 def clone(flags: int = 0, tid_address: int = 0) -> tuple[int, int]:
@@ -199,18 +226,19 @@ def clone(flags: int = 0, tid_address: int = 0) -> tuple[int, int]:
     if tid_address:
         flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
     fields = (flags | CLONE_PIDFD, ctypes.addressof(pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
-    pid = _syscall(_SYS_CLONE3, "clone3", struct.pack("=11Q", *fields), ctypes.c_size_t(88))
+    pid = execute(call("clone3", buffer(struct.pack("=11Q", *fields)), 88))
     return (0, -1) if pid == 0 else (pid, pidfd.value)
 
 
 def fork(tid_address: int = 0) -> int:
     """The same bare fork under the sandbox's filter, which refuses clone3: 0 in the child, the pid in the parent."""
     flags = _SIGCHLD | (_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID if tid_address else 0)
-    return _syscall(_SYS_CLONE, "clone", ctypes.c_ulong(flags), None, None, ctypes.c_ulong(tid_address), None)
+    return execute(call("clone", flags, 0, 0, tid_address, 0))
 
 
 # Landlock rights by the ABI that introduced them (Linux uapi landlock.h).
 _FS_EXECUTE: Final = 1 << 0
+_FS_WRITE_FILE: Final = 1 << 1
 _FS_READ: Final = (1 << 2) | (1 << 3)
 _FS_ABI1: Final = (1 << 13) - 1
 _FS_REFER: Final = 1 << 13
@@ -221,7 +249,7 @@ _SCOPE_ALL: Final = 0b11
 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI, 0 where there is none."""
-    return max(0, int(_libc.syscall(ctypes.c_long(_SYS_LANDLOCK_CREATE), None, ctypes.c_size_t(0), ctypes.c_uint(1))))
+    return max(0, int(_syscall(*call("landlock_create_ruleset", 0, 0, 1).args)))
 
 
 def _handled(abi: int) -> int:
@@ -232,33 +260,21 @@ def _handled(abi: int) -> int:
     return rights
 
 
-def landlock(abi: int, writable: list[str], devices: list[str]) -> None:
-    """Allow reading and executing everywhere below /, all rights below `writable`, ioctl below `devices`.
+def landlock(abi: int, writable: list[str], fd: int) -> list[Call]:
+    """Allow reading and executing everywhere, all rights below `writable`, writing to devices and own /proc entries.
 
-    From ABI 6 on, abstract sockets and signals stay inside the domain too. Raises SetupError.
+    From ABI 6 on, abstract sockets and signals stay inside the domain too. `fd` and the next one are free.
     """
     handled = _handled(abi)
-    attr = struct.pack("=QQQ", handled, 0, _SCOPE_ALL if abi >= 6 else 0)
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    ruleset = _syscall(_SYS_LANDLOCK_CREATE, "landlock_create_ruleset", attr, ctypes.c_size_t(size), ctypes.c_uint(0))
-    try:
-        base = _FS_EXECUTE | _FS_READ
-        write_file = (1 << 1) | (_FS_TRUNCATE & handled) | (_FS_IOCTL_DEV & handled)
-        _landlock_path(ruleset, "/", base)
-        _landlock_path(ruleset, "/proc", base | (1 << 1))  # a program may raise its own oom score
-        for path in writable:
-            _landlock_path(ruleset, path, handled & ~_FS_IOCTL_DEV)
-        for path in devices:
-            _landlock_path(ruleset, path, base | write_file)
-        _syscall(_SYS_LANDLOCK_RESTRICT, "landlock_restrict_self", ctypes.c_int(ruleset), ctypes.c_uint(0))
-    finally:
-        os.close(ruleset)
-
-
-def _landlock_path(ruleset: int, path: str, rights: int) -> None:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        rule = struct.pack("=Qi", rights, fd)
-        _syscall(_SYS_LANDLOCK_ADD, f"landlock {path}", ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
-    finally:
-        os.close(fd)
+    base = _FS_EXECUTE | _FS_READ
+    device = base | (handled & (_FS_WRITE_FILE | _FS_TRUNCATE | _FS_IOCTL_DEV))
+    rules = [("/", base), ("/proc", base | _FS_WRITE_FILE), ("/dev", device)]
+    rules += [(path, handled & ~_FS_IOCTL_DEV) for path in writable]
+    attr = buffer(struct.pack("=QQQ", handled, 0, _SCOPE_ALL if abi >= 6 else 0))
+    calls = [call("landlock_create_ruleset", attr, 24 if abi >= 6 else 16 if abi >= 4 else 8, 0, expect=fd)]
+    for path, rights in rules:
+        rule = buffer(struct.pack("=Qi", rights, fd + 1))
+        calls.append(call("open", path.encode(), os.O_PATH | os.O_CLOEXEC, 0, what=f"open {path}", expect=fd + 1))
+        calls.append(call("landlock_add_rule", fd, 1, rule, 0, what=f"landlock {path}"))
+        calls.append(call("close", fd + 1))
+    return [*calls, call("landlock_restrict_self", fd, 0), call("close", fd)]

@@ -14,6 +14,16 @@ PATIENCE: Final = 10.0  # seconds for a listener whose queue is full
 _ADDRESSES: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
+def _refused(connection: socket.socket) -> bool:
+    try:
+        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return True
+        # A port nobody listens on can be given to our own end: TCP then connects the socket to itself.
+        return bool(connection.getsockname() == connection.getpeername())
+    except OSError:  # reset since
+        return True
+
+
 class _Tunnel(Handler):
     """Connects, then copies both ways; each way ends on its own, and the stream with the second."""
 
@@ -40,10 +50,13 @@ class _Tunnel(Handler):
             family, address = self._untried.pop(0)
             try:
                 self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                outcome = self._socket.connect_ex((address, self._port))
-            except OSError:  # this kernel has no such family, or no descriptor is left
-                outcome = errno.EAFNOSUPPORT
-            if self._socket is not None and outcome in {0, errno.EINPROGRESS}:
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:  # this kernel was built without it
+                    continue
+                self._close()
+                refuse(self._stream, error)
+                return
+            if self._socket.connect_ex((address, self._port)) in {0, errno.EINPROGRESS}:
                 self._loop.add_writer(self._socket.fileno(), self._settled)
                 return
             self._close_socket()
@@ -54,9 +67,7 @@ class _Tunnel(Handler):
         if self._socket is None:
             return
         self._loop.remove_writer(self._socket.fileno())
-        refused = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        # A port nobody listens on can be given to our own end: TCP then connects the socket to itself.
-        if refused or self._socket.getsockname() == self._socket.getpeername():
+        if _refused(self._socket):
             self._close_socket()
             self._connect()
             return
@@ -96,9 +107,13 @@ class _Tunnel(Handler):
             sent = self._socket.send(self._pending, socket.MSG_NOSIGNAL) if self._pending else 0
         except BlockingIOError:
             sent = 0
-        except OSError:  # the listener closed its end: what it still sends is worth reading
+        except BrokenPipeError:  # the listener closed its end: what it still sends is worth reading
             sent = len(self._pending)
             self._no_more_in = True
+        except OSError as error:
+            self._close()
+            refuse(self._stream, error)
+            return
         del self._pending[:sent]
         self._stream.consumed(sent)
         if self._pending:

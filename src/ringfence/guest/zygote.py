@@ -7,6 +7,7 @@ its tenant's user namespace: whatever a template's packages do at import reaches
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import importlib
 import json
@@ -15,7 +16,8 @@ import signal
 import socket
 import struct
 import sys
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from ringfence.guest import agent, reseed, runner, steps
 from ringfence.guest import syscalls as sc
@@ -28,8 +30,17 @@ ID_SIZE: Final = 27
 HEADER: Final = struct.Struct(f">IBI{ID_SIZE}s")  # clone flags, how uids are mapped, uid slot, sandbox id; then JSON
 RANGE: Final = 1  # a uid range of its own
 SINGLE: Final = 2  # the one uid of whoever started us
+MAX_SHAPES: Final = 64
 ONE_USER: Final = b"%d 0 1\n" % USER_ID
 SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of what the zygote says
+
+
+class Prepared(NamedTuple):
+    """A shape's plan, its compiled set-up and the frame that says it is in force."""
+
+    plan: Plan
+    program: steps.Program
+    ready: bytes
 
 
 class Zygote:
@@ -42,6 +53,7 @@ class Zygote:
         self.preload: list[str] = config["preload"]
         self.reseeders: list[reseed.Reseeder] = []
         self.fresh: list[str] = []
+        self.shapes: dict[bytes, Prepared] = {}
         self.tid_address = sc.thread_id_address()
 
     def warm_up(self) -> None:
@@ -80,9 +92,10 @@ class Zygote:
     def spawn(self, request: bytes, channel: int) -> None:
         """Fork one sandbox, map its uids and hand the node a handle on it."""
         flags, mapped, slot, name = HEADER.unpack_from(request)
+        prepared = self.prepared(request[HEADER.size :])
         pid, pidfd = sc.clone(flags, self.tid_address)
         if pid == 0:
-            self.become_sandbox(request, channel)
+            self.become_sandbox(prepared, channel)
         try:
             if mapped:
                 _map_ids(pid, slot, ranges=mapped == RANGE)
@@ -93,30 +106,36 @@ class Zygote:
         finally:
             os.close(pidfd)
 
-    def become_sandbox(self, request: bytes, channel: int) -> None:
+    def prepared(self, shape: bytes) -> Prepared:
+        """The set-up for this shape of limits, compiled when it is first seen."""
+        known = self.shapes.get(shape)
+        if known is None:
+            if len(self.shapes) >= MAX_SHAPES:
+                self.shapes.clear()
+            plan = plan_from(shape)
+            program = steps.compile_steps(steps.Context(plan, self.seccomp, self.landlock_abi))
+            ready = agent.first_frame({"ready": {"layers": steps.in_force(plan, self.landlock_abi)}})
+            known = self.shapes[shape] = Prepared(plan, program, ready)
+        return known
+
+    def become_sandbox(self, prepared: Prepared, channel: int) -> None:
         """In the child: wait for the node's word, set up, serve. Never returns."""
         code = 1
         try:
             os.dup2(channel, CHANNEL_FD)  # over the control channel: a sandbox has no way to the zygote
             if os.read(CHANNEL_FD, 1) == GO:
-                self.set_up_and_serve(plan_from(json.loads(request[HEADER.size :])))
+                steps.set_up(prepared.program)
+                serve = agent.serve_now if prepared.plan.warm_runner else agent.serve_when_asked
+                serve(self.agent_of(prepared.plan), prepared.ready)
                 code = 0
         except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
             _complain(error)
         finally:
             os._exit(code)
 
-    def set_up_and_serve(self, plan: Plan) -> None:
-        """Every layer, then new random state, then the agent."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        steps.set_up(steps.Context(plan, self.seccomp, self.landlock_abi))
-        if "reseed" not in plan.without:
-            if plan.fault == "reseed":
-                raise steps.StepFailed("reseed", "failed on a test's wish")
-            reseed.apply(self.reseeders)
-        layers = [*steps.in_force(plan, self.landlock_abi), "reseed"]
-        layers = [layer for layer in layers if layer not in plan.without]
-        agent.serve(plan, CHANNEL_FD, layers, self.reseeders, self.fresh, self.tid_address)
+    def agent_of(self, plan: Plan) -> Callable[[], agent.Agent]:
+        """How to make the agent, once it is needed."""
+        return lambda: agent.Agent(plan, CHANNEL_FD, self.reseeders, self.fresh, self.tid_address)
 
 
 def _record_fork_hooks() -> list[reseed.Reseeder]:
@@ -137,7 +156,8 @@ def _complain(error: BaseException) -> None:
     """The one word a sandbox may say before it is ready: which layer could not be put in force."""
     layer = error.layer if isinstance(error, steps.StepFailed) else "agent"
     answer = {"refused": {"layer": layer, "cause": f"{type(error).__name__}: {error}"[:500]}}
-    agent.say_first(CHANNEL_FD, answer)
+    with contextlib.suppress(OSError):  # the node hung up: nobody is left to be told
+        os.write(CHANNEL_FD, agent.first_frame(answer))
 
 
 def _map_ids(pid: int, slot: int, *, ranges: bool) -> None:
@@ -154,8 +174,7 @@ def _map_ids(pid: int, slot: int, *, ranges: bool) -> None:
 
 def main() -> None:
     """Entry point: configuration on descriptor 4, control channel on descriptor 3."""
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    sc.set_name("ringfence-zygote")
+    sc.do([sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL), sc.set_name("ringfence")])
     control = socket.socket(fileno=CONTROL_FD)
     with os.fdopen(4) as file:
         config = json.load(file)

@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--templates", type=Path, required=True)
     parser.add_argument("--api-uid", type=int, default=os.geteuid())
     options = parser.parse_args()
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     try:
         asyncio.run(serve(options.state, options.templates, options.api_uid))
     except RingfenceError as error:

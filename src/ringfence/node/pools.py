@@ -32,6 +32,7 @@ class PoolKey:
     template: str
     digest: str
     shape: tuple[float, ...]
+    one_shot: bool
 
 
 @dataclass(eq=False)

@@ -113,7 +113,7 @@ class Verbs:
     async def verb_run(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
         """One program in a sandbox of its own: claimed, run, answered, and only then torn down."""
         limits = limits_from(ask["limits"], Limits())
-        live, timings = await self._node.claim(ask, limits, limits.wall_seconds + 60)
+        live, timings = await self._node.claim(ask, limits, limits.wall_seconds + 60, one_shot=True)
         try:
             relay = self._node.open(live, guest, call, program=True)
             why = f"ran longer than the limit of {limits.wall_seconds:g} seconds"
@@ -131,8 +131,7 @@ class Verbs:
     async def verb_create(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A sandbox that stays until its time is over or its owner stops it."""
         limits = limits_from(ask["limits"], Limits())
-        live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL))
-        self._node.settle(live)
+        live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL), one_shot=False)
         call.end({"sandbox": live.describe(), "timings": timings})
 
     async def verb_open(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
@@ -270,12 +269,16 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def listen(supervisor: Supervisor, path: Path, api_uid: int) -> asyncio.Server:
-    """Open the door at `path`, for `api_uid` and root only. Raises Forbidden if the place is not ours."""
+def _clear_place(path: Path) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if path.parent.stat().st_uid != os.geteuid():
         raise Forbidden(f"{path.parent} belongs to somebody else")
     path.unlink(missing_ok=True)
+
+
+async def listen(supervisor: Supervisor, path: Path, api_uid: int) -> asyncio.Server:
+    """Open the door at `path`, for `api_uid` and root only. Raises Forbidden if the place is not ours."""
+    _clear_place(path)
     verbs, connections = Verbs(supervisor), set[Connection]()
     allowed = frozenset({0, os.geteuid(), api_uid})
     old = os.umask(0o177)

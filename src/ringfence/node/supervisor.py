@@ -108,9 +108,9 @@ class Supervisor:
         self._templates[name] = (time.monotonic(), built)
         return built
 
-    def _pool(self, tenant: str, template: str, limits: Limits) -> Pool:
+    def _pool(self, tenant: str, template: str, limits: Limits, *, one_shot: bool) -> Pool:
         built = self._built(template)
-        key = PoolKey(tenant, template, built.digest, shape_of(limits))
+        key = PoolKey(tenant, template, built.digest, shape_of(limits), one_shot)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
             return pool
@@ -118,7 +118,7 @@ class Supervisor:
             self._drop_pools([k for k, p in self._pools.items() if not p.idle])
         pool = Pool(
             policy=built.template.pool,
-            start=lambda: self._start(tenant, built, limits),
+            start=lambda: self._start(tenant, built, limits, one_shot=one_shot),
             end=self._end_warm,
             slots=self._slots,
         )
@@ -129,10 +129,10 @@ class Supervisor:
         for key in keys:
             self._pools.pop(key).close()
 
-    async def _start(self, tenant: str, built: Built, limits: Limits) -> Live:
+    async def _start(self, tenant: str, built: Built, limits: Limits, *, one_shot: bool) -> Live:
         while len(self._ending) >= MAX_ENDING:
             await asyncio.wait(list(self._ending.values()), return_when=asyncio.FIRST_COMPLETED)
-        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits)
+        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot)
         self._starting.add(spec.id)
         try:
             started = await self.runtime.start(spec)
@@ -150,9 +150,11 @@ class Supervisor:
 
     def warm(self, tenant: str, template: str) -> None:
         """Have a pool ready before the first request asks for it."""
-        self._pool(tenant, template, self._built(template).template.limits).refill()
+        self._pool(tenant, template, self._built(template).template.limits, one_shot=True).refill()
 
-    async def claim(self, ask: dict[str, Any], limits: Limits, ttl: float) -> tuple[Live, dict[str, float]]:
+    async def claim(
+        self, ask: dict[str, Any], limits: Limits, ttl: float, *, one_shot: bool
+    ) -> tuple[Live, dict[str, float]]:
         """A sandbox for this request and no other, with the milliseconds it took to get it."""
         if ask.get("isolation", "auto") not in {"auto", self.runtime.name}:
             raise BadRequest(
@@ -163,7 +165,7 @@ class Supervisor:
         if len(self.table) >= self.settings.max_sandboxes:
             raise OverQuota("this node holds as many sandboxes as it may", code="node_full")
         begun = time.monotonic()
-        pool = self._pool(ask["tenant"], ask["template"], limits)
+        pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot)
         live = await pool.take(float(ask.get("wait_seconds", 30.0)))
         taken = time.monotonic()
         self._warm.pop(live.id, None)
@@ -221,11 +223,6 @@ class Supervisor:
         live.doomed = live.doomed or (how, reason)
         live.state = State.STOPPING
         self._end_soon(live)
-
-    def settle(self, live: Live) -> None:
-        """Have a sandbox that will idle give back what only a first run needs."""
-        with contextlib.suppress(frames.FrameError):
-            live.link.open(json.dumps({"op": "settle"}).encode(), _Nobody())
 
     # -- streams --------------------------------------------------------------------------------------------
 
@@ -411,7 +408,10 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Numbers for operators."""
-        pools = [{"tenant": k.tenant, "template": k.template, **p.describe()} for k, p in self._pools.items()]
+        pools = [
+            {"tenant": k.tenant, "template": k.template, "one_shot": k.one_shot, **p.describe()}
+            for k, p in self._pools.items()
+        ]
         return {
             "sandboxes": len(self.table),
             "warm": len(self._warm),

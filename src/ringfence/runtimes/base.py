@@ -45,6 +45,7 @@ class StartSpec:
     template_root: Path
     template_digest: str
     limits: Limits
+    one_shot: bool = True  # made for one program at once; otherwise to stay, and to stay small until it is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ class Runtime(Protocol):
 
     async def start(self, spec: StartSpec) -> Started:
         """A ready sandbox. Raises SandboxRefused naming the layer that could not be put in force."""
+        ...
+
+    def claimed(self, sandbox_id: str, limits: Limits) -> None:
+        """Told when a warm sandbox gets its owner: begin what only a used one needs. Must not wait."""
         ...
 
     async def stop(self, sandbox_id: str) -> None:

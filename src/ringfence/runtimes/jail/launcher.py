@@ -44,15 +44,15 @@ def write_maps(pid: int, config: dict[str, Any]) -> None:
 def devices(root: str) -> None:
     """The six harmless devices and the usual links, on a small tmpfs that is then made read-only."""
     dev = f"{root}/dev"
-    sc.mount("tmpfs", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "size=64k,nr_inodes=64,mode=0755")
+    sc.do(sc.mount("tmpfs", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "size=64k,nr_inodes=64,mode=0755"))
     for name in DEVICES:
         Path(f"{dev}/{name}").touch()
-        sc.bind(f"/dev/{name}", f"{dev}/{name}")
+        sc.do(sc.bind(f"/dev/{name}", f"{dev}/{name}"))
     for name, target in LINKS.items():
         Path(f"{dev}/{name}").symlink_to(target)
     for name in ("pts", "shm"):
         Path(f"{dev}/{name}").mkdir()
-    sc.mount("none", dev, flags=sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC)
+    sc.do(sc.mount("none", dev, flags=sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC))
 
 
 def guest_code(root: str, sources: dict[str, bytes]) -> None:
@@ -66,30 +66,30 @@ def guest_code(root: str, sources: dict[str, bytes]) -> None:
 
 def build_root(template_fd: int, sources: dict[str, bytes], *, read_only: bool) -> str:
     """Assemble the zygote's root in a private mount tree; returns where it stands."""
-    sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE)
+    sc.do(sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE))
     work = "/tmp"  # noqa: S108 - only a place to mount on, in a mount namespace of our own
-    sc.mount("tmpfs", work, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755")
+    sc.do(sc.mount("tmpfs", work, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755"))
     pristine, root = f"{work}/pristine", f"{work}/root"
     for place in (pristine, root):
         os.mkdir(place)
-    sc.bind(f"/proc/self/fd/{template_fd}", pristine, _READ_ONLY if read_only else sc.MS_NOSUID | sc.MS_NODEV)
+    sc.do(sc.bind(f"/proc/self/fd/{template_fd}", pristine, _READ_ONLY if read_only else sc.MS_NOSUID | sc.MS_NODEV))
     devices(pristine)
-    sc.bind(pristine, root, sc.MS_REC)
-    sc.mount("tmpfs", f"{root}/run", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755")
-    sc.mount("tmpfs", f"{root}/tmp", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=1777")
-    sc.mount("tmpfs", f"{root}/home/user", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=64m,mode=0755")
-    sc.mount("proc", f"{root}/proc", "proc", _QUIET)
+    sc.do(sc.bind(pristine, root, sc.MS_REC))
+    sc.do(sc.mount("tmpfs", f"{root}/run", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755"))
+    for place, mode in (("/tmp", "1777"), ("/home/user", "0755")):  # noqa: S108 - the zygote's own
+        sc.do(sc.mount("tmpfs", root + place, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"size=64m,mode={mode}"))
+    sc.do(sc.mount("proc", f"{root}/proc", "proc", _QUIET))
     guest_code(root, sources)
     for place in (STAGE, NEW_ROOT, SCRATCH):
         os.mkdir(root + place)
-    sc.bind(pristine, root + STAGE, sc.MS_REC)
+    sc.do(sc.bind(pristine, root + STAGE, sc.MS_REC))
     return root
 
 
 def own_clock() -> bool:
     """A time namespace whose monotonic clocks start now: the host's uptime is not a sandbox's business."""
     try:
-        sc.unshare(sc.CLONE_NEWTIME)
+        sc.execute(sc.call("unshare", sc.CLONE_NEWTIME))
     except OSError:
         return False
     offsets = "".join(
@@ -107,28 +107,28 @@ def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     template_fd = os.open(config["template_root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    sc.prctl(sc.PR_SET_DUMPABLE, 1)
+    sc.execute(sc.prctl(sc.PR_SET_DUMPABLE, 1))
     if config["root"]:
         os.setgroups([])
     os.umask(0o022)
     os.setsid()
-    sc.sethostname("sandbox")
+    sc.execute(sc.call("sethostname", b"sandbox", 7))
     clock = own_clock()
     root = build_root(template_fd, sources, read_only="read_only_root" not in config["without"])
-    sc.pivot_into(root)
-    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+    sc.do(sc.pivot_into(root))
+    sc.execute(sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1))
     reader, writer = os.pipe()
     os.write(writer, json.dumps({**config["zygote"], "time_namespace": clock}).encode())
     os.close(writer)
     os.dup2(reader, CONFIG_FD)
-    sc.close_from(CONFIG_FD + 1)
+    sc.execute(sc.close_from(CONFIG_FD + 1))
     env = {name: value for name, value in config["zygote"]["env"].items() if name != "LD_PRELOAD"}
     os.execve("/usr/bin/python3", ["python3", "-I", "-B", "-c", BOOT], env)  # noqa: S606 - the template's own
 
 
 def main() -> int:
     """Clone the zygote, map it, wait for it."""
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     os.set_inheritable(CONTROL_FD, True)
     with os.fdopen(CONFIG_FD, closefd=True) as file:
         config = json.load(file)

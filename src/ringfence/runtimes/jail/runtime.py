@@ -121,7 +121,7 @@ class Jail:
             missing["landlock"] = "this kernel has no Landlock (5.13 or newer, lsm=landlock)"
         if not self._privileged:
             missing["uid_range"] = "without root all sandboxes share the host uid of whoever started them"
-        names = [*steps.NAMESPACES, "time_namespace", *(n for n, _ in steps.STEPS if n not in steps.NAMESPACES)]
+        names = [*steps.NAMESPACES, "time_namespace", *(n for n in steps.LAYERS if n not in steps.NAMESPACES)]
         names += ["reseed", "memory_limit", "cpu_limit", "pids_limit"]
         return [Layer(name, name not in missing, missing.get(name, "")) for name in names]
 
@@ -137,7 +137,7 @@ class Jail:
         try:
             limits = self._group_limits(spec.limits)
             await self._in_thread(lambda: self._groups.create(spec.id, limits))
-            fork = await zygote.fork(self._plan(spec, slot), guest.fileno())
+            fork = await zygote.fork(spec.id, slot, self._plan(spec), guest.fileno())
             pid = fork.pid
             await self._in_thread(lambda: self._groups.attach(spec.id, pid))
             guest.close()
@@ -216,18 +216,16 @@ class Jail:
                 lifted.update(wide)
         return dataclasses.replace(limits, **lifted)
 
-    def _plan(self, spec: StartSpec, slot: int) -> Plan:
+    def _plan(self, spec: StartSpec) -> Plan:
         limits = spec.limits
         return Plan(
-            id=spec.id,
-            slot=slot,
             root=self._privileged,
             scratch_bytes=limits.scratch_bytes,
             scratch_files=limits.scratch_files,
             processes=limits.processes,
             open_files=limits.open_files,
             cpu_seconds=limits.cpu_seconds,
-            warm_runner=True,
+            warm_runner=spec.one_shot,
             exec_runner=spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
             without=self._without,

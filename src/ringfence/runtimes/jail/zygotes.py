@@ -115,19 +115,19 @@ class Zygote:
         """The range's last process is gone."""
         self._slots.insert(0, slot)  # the longest unused is taken next
 
-    async def fork(self, plan: Plan, channel: int) -> Fork:
+    async def fork(self, sandbox_id: str, slot: int, plan: Plan, channel: int) -> Fork:
         """A child waiting on `channel`. Raises SandboxRefused."""
         future: asyncio.Future[Fork] = asyncio.get_running_loop().create_future()
-        self._forks[plan.id] = future
+        self._forks[sandbox_id] = future
         mapped = (RANGE if plan.root else SINGLE) if "user_namespace" not in plan.without else 0
-        header = HEADER.pack(clone_flags(plan), mapped, plan.slot, plan.id.encode())
+        header = HEADER.pack(clone_flags(plan), mapped, slot, sandbox_id.encode())
         try:
             socket.send_fds(self.control, [header + plan_to(plan)], [channel])
             return await asyncio.wait_for(future, SPAWN_SECONDS)
         except (TimeoutError, OSError) as error:
             raise SandboxRefused(f"the zygote does not fork: {error}", code="zygote_stuck") from None
         finally:
-            self._forks.pop(plan.id, None)
+            self._forks.pop(sandbox_id, None)
 
     def _readable(self) -> None:
         try:
