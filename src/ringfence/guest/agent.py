@@ -20,9 +20,10 @@ from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
 from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan
 from ringfence.guest.steps import StepFailed
-from ringfence.guest.stream import READ_SIZE, Channel, Handler, Stream
+from ringfence.guest.stream import Channel, Handler, Stream
 
 WARM_SECONDS: Final = 15.0  # a fresh interpreter (zygote = "none") imports the template's preload list first
+FIRST_READ: Final = 4096  # a larger buffer would sit in every sandbox that nobody ever asks
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
 SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
@@ -395,7 +396,7 @@ def serve_now(make: Callable[[], Agent], ready: bytes) -> None:
 def serve_when_asked(make: Callable[[], Agent], ready: bytes) -> None:
     """Say ready and sleep; become an agent at the first request. A sandbox nobody asks stays small."""
     os.write(CHANNEL_FD, ready)
-    first = os.read(CHANNEL_FD, READ_SIZE)
+    first = os.read(CHANNEL_FD, FIRST_READ)
     if first:
         agent = make()
         agent.channel.feed(first)

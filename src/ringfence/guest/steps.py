@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ringfence.guest import syscalls as sc
+from ringfence.guest import table
 from ringfence.guest.plan import CHANNEL_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)
@@ -271,27 +272,25 @@ def in_force(plan: Plan, landlock_abi: int) -> list[str]:
     return [n for n in [*names, "reseed"] if n not in plan.without and (n != "landlock" or landlock_abi)]
 
 
-Program = list[tuple[str, sc.Call]]
+class Program:
+    """Every call of every step, in order, ready to be made."""
 
+    def __init__(self, ctx: Context, engine: table.Machine | None) -> None:
+        self._layers: list[str] = []
+        calls: Calls = []
+        for step in STEPS:
+            layer = step.__name__
+            if layer in ctx.plan.without and layer not in _NEEDED_TO_LIVE:
+                continue
+            own = step(ctx)
+            if ctx.plan.fault == layer:
+                own = [sc.call("close", (1 << 64) - 1, what="failed on a test's wish"), *own]
+            calls += own
+            self._layers += [layer] * len(own)
+        self._table = table.Table(engine, calls)
 
-def compile_steps(ctx: Context) -> Program:
-    """Every call of every step, in order, each with the name of its layer."""
-    program: Program = []
-    for step in STEPS:
-        layer = step.__name__
-        if layer in ctx.plan.without and layer not in _NEEDED_TO_LIVE:
-            continue
-        if ctx.plan.fault == layer:
-            program.append((layer, sc.call("close", -1, what="failed on a test's wish")))
-        program += [(layer, call) for call in step(ctx)]
-    return program
-
-
-def set_up(program: Program) -> None:
-    """Make every call. Raises StepFailed naming the layer at the first that fails."""
-    layer = ""
-    try:
-        for layer, call in program:  # noqa: B007 - named in the error
-            sc.execute(call)
-    except OSError as error:
-        raise StepFailed(layer, str(error)) from error
+    def set_up(self) -> None:
+        """Make every call. Raises StepFailed naming the layer at the first that fails."""
+        made = self._table.execute()
+        if made != len(self._layers):
+            raise StepFailed(self._layers[made], self._table.failure(made))

@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 ARCH: Final = "x86_64"
 
@@ -61,7 +61,8 @@ CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 
 _NUMBERS: Final = {
-    "write": 1, "open": 2, "close": 3, "ioctl": 16, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
+    "write": 1, "open": 2, "close": 3, "mprotect": 10,
+    "ioctl": 16, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
     "chmod": 90, "chown": 92, "umask": 95, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
     "capset": 126, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
     "keyctl": 250, "unshare": 272, "prlimit64": 302, "clone3": 435, "close_range": 436,
@@ -81,24 +82,30 @@ class SetupError(OSError):
 
 
 class Call(NamedTuple):
-    """One prepared system call: what to say when it fails, its arguments, the one result that is right (-1: any)."""
+    """One prepared system call: what to say when it fails, its registers, the one result that is right (-1: any)."""
 
     what: str
-    args: tuple[Any, ...]
+    number: int
+    args: tuple[int, ...]
     expect: int = -1
+    keeps: tuple[object, ...] = ()  # the memory its addresses point at
 
 
 def call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char], what: str = "", expect: int = -1) -> Call:
-    """Prepare the system call `name`; bytes are passed by address and kept alive by the call."""
-    values = tuple(ctypes.c_char_p(a) if isinstance(a, bytes) else ctypes.c_ulong(a) if isinstance(a, int) else a
-                   for a in args)  # fmt: skip
-    return Call(what or name, (ctypes.c_long(_NUMBERS[name]), *values), expect)
+    """Prepare the system call `name`; bytes are passed by address (with a NUL behind them) and kept alive."""
+    held = [ctypes.create_string_buffer(a) if isinstance(a, bytes) else a for a in args]
+    values = tuple(a if isinstance(a, int) else ctypes.addressof(a) for a in held)
+    return Call(what or name, _NUMBERS[name], values, expect, tuple(a for a in held if not isinstance(a, int)))
+
+
+def _attempt(prepared: Call) -> int:
+    return int(_syscall(ctypes.c_long(prepared.number), *(ctypes.c_ulong(a) for a in prepared.args)))
 
 
 def execute(prepared: Call) -> int:
     """Make the call. Raises SetupError unless it succeeds as expected."""
-    result = int(_syscall(*prepared.args))
-    if result < 0 or prepared.expect not in (-1, result):
+    result = _attempt(prepared)
+    if result < 0 or prepared.expect not in {-1, result}:
         number = ctypes.get_errno() if result < 0 else 0
         raise SetupError(number, f"{prepared.what}: {os.strerror(number) if number else f'gave {result}'}")
     return result
@@ -148,7 +155,7 @@ def set_name(name: str) -> Call:
 
 def drop_bounding_set() -> list[Call]:
     """Empty the capability bounding set, up to the last capability this kernel knows."""
-    known = [c for c in range(64) if int(_syscall(*prctl(PR_CAPBSET_READ, c).args)) >= 0]
+    known = [c for c in range(64) if _attempt(prctl(PR_CAPBSET_READ, c)) >= 0]
     return [prctl(PR_CAPBSET_DROP, c, what=f"drop capability {c}") for c in known]
 
 
@@ -192,7 +199,7 @@ def write_file(path: str, value: str, fd: int) -> list[Call]:
 def join_new_session_keyring() -> list[Call]:
     """Leave every inherited keyring behind; nothing to do on a kernel without keyrings."""
     probe = call("keyctl", 0, (1 << 64) - 3, 0, 0, 0)  # KEYCTL_GET_KEYRING_ID of the session
-    if int(_syscall(*probe.args)) < 0 and ctypes.get_errno() == 38:
+    if _attempt(probe) < 0 and ctypes.get_errno() == 38:
         return []
     return [call("keyctl", _KEYCTL_JOIN_SESSION, 0, 0, 0, 0, what="join a new session keyring")]
 
@@ -202,32 +209,43 @@ def load_seccomp(program: bytes) -> Call:
     code = buffer(program)
     fprog = buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
     prepared = call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0, what="load the seccomp filter")
-    # The last argument is ignored by the kernel and keeps the code alive as long as the call.
-    return prepared._replace(args=(*prepared.args[:-1], code))
+    return prepared._replace(keeps=(fprog, code))
 
 
 def thread_id_address() -> int:
     """Where the C library keeps this thread's id, so that a clone can be told to renew it; 0 if the kernel is mute."""
     address = ctypes.create_string_buffer(8)
-    if int(_syscall(*call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0).args)) < 0:
+    if _attempt(call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0)) < 0:
         return 0
     return int.from_bytes(address.raw, "little")
 
 
-def clone(flags: int = 0, tid_address: int = 0) -> tuple[int, int]:
-    """Fork, into new namespaces if `flags` say so: (0, -1) in the child, (pid, pidfd) in the parent.
+class Cloner:
+    """Forks into new namespaces, with everything prepared but the call itself.
 
     Only for a process with one thread that holds no lock: neither the C library's nor Python's own fork handlers
     run. They would touch, and so copy, some 250 pages that a sandbox never writes again; what they guard against
     (locks held by other threads) cannot be here. The caller renews random state itself (reseed.py), and
     `tid_address` renews the one field the C library would.
     """
-    pidfd = ctypes.c_int(-1)
-    if tid_address:
-        flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
-    fields = (flags | CLONE_PIDFD, ctypes.addressof(pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
-    pid = execute(call("clone3", buffer(struct.pack("=11Q", *fields)), 88))
-    return (0, -1) if pid == 0 else (pid, pidfd.value)
+
+    def __init__(self, flags: int, tid_address: int = 0) -> None:
+        """`flags` are the CLONE_NEW* of every child."""
+        self._pidfd = ctypes.c_int(-1)
+        if tid_address:
+            flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+        fields = (flags | CLONE_PIDFD, ctypes.addressof(self._pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
+        self._fields = buffer(struct.pack("=11Q", *fields))
+        self._arguments = ctypes.c_long(_NUMBERS["clone3"]), self._fields, ctypes.c_ulong(88)
+
+    def clone(self) -> tuple[int, int]:
+        """(0, -1) in the child, (pid, pidfd) in the parent. Raises SetupError."""
+        pid = _syscall(*self._arguments)
+        if pid > 0:
+            return pid, self._pidfd.value
+        if pid == 0:
+            return 0, -1
+        raise SetupError(ctypes.get_errno(), f"clone3: {os.strerror(ctypes.get_errno())}")
 
 
 def fork(tid_address: int = 0) -> int:
@@ -249,7 +267,7 @@ _SCOPE_ALL: Final = 0b11
 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI, 0 where there is none."""
-    return max(0, int(_syscall(*call("landlock_create_ruleset", 0, 0, 1).args)))
+    return max(0, _attempt(call("landlock_create_ruleset", 0, 0, 1)))
 
 
 def _handled(abi: int) -> int:

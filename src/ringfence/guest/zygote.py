@@ -19,12 +19,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from ringfence.guest import agent, reseed, runner, steps
+from ringfence.guest import agent, reseed, runner, steps, table
 from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
 
 CONTROL_FD: Final = 3
-MAX_MESSAGE: Final = 64 * 1024
+MAX_MESSAGE: Final = 4096
+FD: Final = struct.Struct("=i")
+FD_SPACE: Final = socket.CMSG_SPACE(FD.size)
 GO: Final = b"G"
 ID_SIZE: Final = 27
 HEADER: Final = struct.Struct(f">IBI{ID_SIZE}s")  # clone flags, how uids are mapped, uid slot, sandbox id; then JSON
@@ -53,6 +55,8 @@ class Zygote:
         self.preload: list[str] = config["preload"]
         self.reseeders: list[reseed.Reseeder] = []
         self.fresh: list[str] = []
+        self.machine = table.machine()
+        self.cloners: dict[int, sc.Cloner] = {}
         self.shapes: dict[bytes, Prepared] = {}
         self.tid_address = sc.thread_id_address()
 
@@ -78,28 +82,29 @@ class Zygote:
         What a request says in detail is read by the child.
         """
         while True:
-            data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 1)
+            data, ancillary, _, _ = self.control.recvmsg(MAX_MESSAGE, FD_SPACE)
             if not data:
                 return
+            channel = FD.unpack(ancillary[0][2])[0]
             try:
-                self.spawn(data, fds[0])
+                self.spawn(data, channel)
             except OSError as error:
                 self.control.send(FAILED + data[HEADER.size - ID_SIZE : HEADER.size] + str(error).encode())
             finally:
-                for fd in fds:
-                    os.close(fd)
+                os.close(channel)
 
     def spawn(self, request: bytes, channel: int) -> None:
         """Fork one sandbox, map its uids and hand the node a handle on it."""
         flags, mapped, slot, name = HEADER.unpack_from(request)
         prepared = self.prepared(request[HEADER.size :])
-        pid, pidfd = sc.clone(flags, self.tid_address)
+        cloner = self.cloners.get(flags) or self.cloners.setdefault(flags, sc.Cloner(flags, self.tid_address))
+        pid, pidfd = cloner.clone()
         if pid == 0:
             self.become_sandbox(prepared, channel)
         try:
             if mapped:
                 _map_ids(pid, slot, ranges=mapped == RANGE)
-            socket.send_fds(self.control, [SPAWNED + name], [pidfd])
+            self.control.sendmsg([SPAWNED, name], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, FD.pack(pidfd))])
         except OSError:
             os.kill(pid, signal.SIGKILL)
             raise
@@ -113,7 +118,7 @@ class Zygote:
             if len(self.shapes) >= MAX_SHAPES:
                 self.shapes.clear()
             plan = plan_from(shape)
-            program = steps.compile_steps(steps.Context(plan, self.seccomp, self.landlock_abi))
+            program = steps.Program(steps.Context(plan, self.seccomp, self.landlock_abi), self.machine)
             ready = agent.first_frame({"ready": {"layers": steps.in_force(plan, self.landlock_abi)}})
             known = self.shapes[shape] = Prepared(plan, program, ready)
         return known
@@ -124,7 +129,7 @@ class Zygote:
         try:
             os.dup2(channel, CHANNEL_FD)  # over the control channel: a sandbox has no way to the zygote
             if os.read(CHANNEL_FD, 1) == GO:
-                steps.set_up(prepared.program)
+                prepared.program.set_up()
                 serve = agent.serve_now if prepared.plan.warm_runner else agent.serve_when_asked
                 serve(self.agent_of(prepared.plan), prepared.ready)
                 code = 0

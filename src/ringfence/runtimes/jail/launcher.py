@@ -136,7 +136,7 @@ def main() -> int:
     sources = {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
     waiting, go = os.pipe()
     flags = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET
-    pid, _ = sc.clone(flags | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP)
+    pid, _ = sc.Cloner(flags | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP).clone()
     if pid == 0:
         try:
             os.close(go)
