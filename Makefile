@@ -1,0 +1,39 @@
+# Everything runs in the checkout's own .venv; every target prepares what it needs and is quick the second time.
+PYTHON := .venv/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench fuzz test-cgroup-v2 clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+setup:  ## Install what is missing, make .venv, build the templates
+	@tools/setup.sh
+
+demo: setup  ## See it work: a data job, then a tour of attacks
+	@.venv/bin/ringfence demo $(ARGS)
+
+test: setup  ## Run all tests; ARGS="-k name" chooses
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: setup  ## Lint, format, types, architecture
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest -q tests/test_architecture.py
+
+bench:  ## Measure this machine, beside bubblewrap and runc
+	@tools/setup.sh bubblewrap runc
+	@.venv/bin/ringfence bench $(ARGS)
+
+fuzz: setup  ## Feed the parsers and the protocol what nobody expects
+	@$(PYTHON) -m pytest tests/fuzz $(ARGS)
+
+test-cgroup-v2:  ## Run the limit tests in a small virtual machine that has only cgroup v2
+	@tools/setup.sh qemu-system-x86
+	@tools/test-cgroup-v2.sh $(ARGS)
+
+clean:  ## Remove .venv and caches; templates and state stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""`python -m ringfence` is `ringfence`."""
+
+import sys
+
+from ringfence.cli.main import main
+
+sys.exit(main())

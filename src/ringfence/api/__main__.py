@@ -1,0 +1,153 @@
+"""The api process: `python -m ringfence.api`. Opens what it needs, drops what it does not, then serves."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from ringfence.api import privileges
+from ringfence.api.app import make_app
+from ringfence.api.front import Front
+from ringfence.api.protocol import Clocks
+from ringfence.api.server import announce, import_lazy, make_server, url_of, warm_up
+from ringfence.config import ServerSettings, TenantSettings, read_server
+from ringfence.domain.errors import RingfenceError
+from ringfence.engine.engine import Engine
+from ringfence.engine.policy import Ceiling, Policy
+from ringfence.store.sqlite import SqliteStore
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    settings: ServerSettings
+    listen_fd: int | None
+    ready_fd: int | None
+    parent: int | None
+
+
+def _options(arguments: list[str] | None = None) -> Options:
+    parser = argparse.ArgumentParser(prog="ringfence-api")
+    parser.add_argument("--config")
+    parser.add_argument("--state")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--settings-fd", type=int, help="all settings as JSON, from the server's parent process")
+    parser.add_argument("--listen-fd", type=int)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--parent", type=int)
+    given = parser.parse_args(arguments)
+    if given.settings_fd is None:
+        settings = read_server(given.config, state=given.state, host=given.host, port=given.port)
+    else:
+        with os.fdopen(given.settings_fd, "rb") as pipe:
+            settings = msgspec.json.decode(pipe.read(), type=ServerSettings)
+    return Options(settings, given.listen_fd, given.ready_fd, given.parent)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("ringfence")
+    except metadata.PackageNotFoundError:
+        return "unreleased"
+
+
+def _ceiling(tenant: TenantSettings) -> Ceiling:
+    return Ceiling(tenant.max_sandboxes, tenant.max_runs, tenant.max_ttl_seconds, tenant.most())
+
+
+def policy_of(settings: ServerSettings) -> Policy:
+    """The operator's settings as the engine's policy."""
+    default = _ceiling(settings.tenant)
+    known = {name: _ceiling(tenant) for name, tenant in settings.tenants.items()}
+    return Policy(
+        ceiling=lambda tenant: known.get(tenant, default),
+        runtimes=frozenset(settings.runtimes),
+        wait_seconds=settings.wait_seconds,
+        collected_bytes=settings.collected_bytes,
+        keep_seconds=settings.keep_days * 86_400,
+        keep_runs=settings.keep_runs,
+        keep_events=settings.keep_events,
+    )
+
+
+def _listener(options: Options) -> socket.socket:
+    """The socket we were given, or our own; listening begins with serving."""
+    if options.listen_fd is not None:
+        return socket.socket(fileno=options.listen_fd)
+    settings = options.settings
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=4096)
+
+
+def _hosts(settings: ServerSettings) -> list[str]:
+    specific = settings.host not in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return [*settings.allowed_hosts, host] if specific else settings.allowed_hosts
+
+
+async def _serve(app: Front, engine: Engine, options: Options, listener: socket.socket) -> None:
+    settings = options.settings
+    clocks = Clocks(settings.header_seconds, settings.stall_seconds, settings.max_connections)
+    server = make_server(app, engine.stopping, clocks, settings.drain_seconds)
+    announcing = asyncio.create_task(announce(engine, options.ready_fd, url_of(listener)))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        announcing.cancel()
+
+
+def run(options: Options) -> None:
+    """Prepare with privilege, serve without."""
+    settings = options.settings
+    uid, gid = privileges.api_ids(settings.user)
+    privileges.own(settings.database.parent, uid, gid)
+    privileges.widen_files()
+    import_lazy()
+    store = SqliteStore(settings.database)
+    privileges.own(settings.database.parent, uid, gid)  # the files that opening made
+    # The node's socket is reached from here by its bare name: the way to it may be closed to an ordinary user.
+    settings.node_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    os.chdir(settings.node_socket.parent)
+    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings))
+    app = make_app(engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds)
+    listener = _listener(options)
+    uvloop.run(warm_up(app))
+    privileges.drop(uid, gid)
+    if options.parent is not None:
+        privileges.die_with(options.parent)
+    store.start()
+    try:
+        uvloop.run(_serve(app, engine, options, listener))
+    finally:
+        store.close()
+
+
+def main() -> int:
+    """Parse, serve; 0 after a clean stop."""
+    logging.basicConfig(level=logging.WARNING, format="ringfence api: %(levelname)s: %(message)s")
+    try:
+        run(_options())
+    except RingfenceError as error:
+        hint = f" ({error.remediation})" if error.remediation else ""
+        sys.stderr.write(f"error[{error.code}]: {error.cause}{hint}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"error[api_not_started]: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The route table and the error table put together; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+
+from ringfence.api import files, machine, pages, processes, runs, sandboxes, sockets
+from ringfence.api.auth import Authenticated, check_declared
+from ringfence.api.errors import answer
+from ringfence.api.front import Front
+from ringfence.api.schema import openapi_of
+from ringfence.api.strict import JSON_BYTES, StrictRequest
+from ringfence.domain.errors import RingfenceError
+from ringfence.engine.engine import Engine
+from ringfence.store.base import Store
+
+_encode: Final = msgspec.json.Encoder().encode
+ROUTES: Final = [
+    *runs.ROUTES,
+    *sandboxes.ROUTES,
+    *processes.ROUTES,
+    *files.ROUTES,
+    *machine.ROUTES,
+    *sockets.ROUTES,
+    *pages.ROUTES,
+]
+
+
+@asynccontextmanager
+async def _lifespan(app: Litestar) -> AsyncIterator[None]:
+    async with app.state.engine.running():
+        yield
+
+
+def make_litestar(engine: Engine, store: Store, version: str, routes: list[Any] | None = None) -> Litestar:
+    """The routes. Raises PlatformFault when one declares no authentication."""
+    app = Litestar(
+        routes if routes is not None else ROUTES,
+        middleware=[Authenticated],
+        request_class=StrictRequest,
+        request_max_body_size=JSON_BYTES,
+        exception_handlers={RingfenceError: answer, HTTPException: answer, Exception: answer},
+        lifespan=[_lifespan],
+        openapi_config=None,
+        logging_config=None,  # the process configures logging once; no thread of its own
+        debug=False,
+        pdb_on_exception=False,
+        state=State({"engine": engine, "store": store, "version": version}),
+    )
+    check_declared(app)
+    return app
+
+
+def make_app(engine: Engine, store: Store, *, version: str, hosts: list[str], body_seconds: float) -> Front:
+    """The whole application, ready to be served."""
+    app = make_litestar(engine, store, version)
+    schema = openapi_of(ROUTES, version)
+    app.state.openapi = _encode(schema)
+    app.state.docs = pages.render_docs(schema, sockets.DESCRIBED)
+    return Front(app, hosts, body_seconds)

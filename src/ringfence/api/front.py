@@ -1,0 +1,171 @@
+"""What every request passes before routing: the Host list, a clock on its body, and refused WebSockets as answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from ringfence.api.auth import REFUSAL
+from ringfence.api.errors import MisdirectedRequest, SlowBody, error_body, headers_of, status_of
+from ringfence.domain.errors import Forbidden, NotFound, Refused, RingfenceError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+UPLOAD_SECONDS: Final = 3600.0
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def host_name(value: bytes) -> str:
+    """A Host header without its port, in lower case."""
+    text = value.decode("latin-1").lower()
+    if text.startswith("["):
+        return text.partition("]")[0] + "]"
+    return text.partition(":")[0].removesuffix(".")
+
+
+def _only(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
+    found = [value for name, value in headers if name == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:
+    return any(name == wanted for name, _ in headers)
+
+
+class Front:
+    """The outermost ASGI application."""
+
+    def __init__(self, app: App, hosts: list[str], body_seconds: float) -> None:
+        self._app = app
+        self._hosts = _LOOPBACK | {host.lower() for host in hosts}
+        self._body_seconds = body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self._websocket(scope, receive, send)
+
+    def _check_host(self, scope: Scope) -> None:
+        host = _only(scope["headers"], b"host")
+        if host is None or host_name(host) not in self._hosts:
+            raise MisdirectedRequest(
+                "this server does not answer to that Host",
+                remediation="the operator lists further names in allowed_hosts",
+            )
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check_host(scope)
+        except RingfenceError as error:
+            await refuse(send, error)
+            return
+        headers = scope["headers"]
+        if not _has(headers, b"content-length") and not _has(headers, b"transfer-encoding"):
+            await self._app(scope, receive, send)
+            return
+        timed = TimedBody(receive, self._body_seconds, raw=scope["method"] == "PUT" or _raw(scope["path"]))
+        await self._app(scope, timed, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check_host(scope)
+            origin = _only(scope["headers"], b"origin")
+            if _has(scope["headers"], b"origin") and not _same_origin(origin, _only(scope["headers"], b"host")):
+                raise Forbidden("a page of another origin may not connect", code="wrong_origin")
+        except RingfenceError as error:
+            await receive()
+            await refuse(send, error, websocket=True)
+            return
+        await self._app(scope, receive, Handshake(scope, send))
+
+
+def _raw(path: str) -> bool:
+    return path.endswith("/input")
+
+
+def _same_origin(origin: bytes | None, host: bytes | None) -> bool:
+    if origin is None or host is None:
+        return False
+    return origin.lower() in {b"http://" + host.lower(), b"https://" + host.lower()}
+
+
+async def refuse(send: Send, error: RingfenceError, *, websocket: bool = False) -> None:
+    """Answer a request, or a handshake, with an error."""
+    body = error_body(error)
+    kind = "websocket.http.response" if websocket else "http.response"
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": f"{kind}.start", "status": status_of(error), "headers": raw})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+class TimedBody:
+    """A receive that gives a body only so long to arrive. After its end, waiting for a disconnect is not timed."""
+
+    __slots__ = ("_deadline", "_done", "_idle", "_late", "_receive")
+
+    def __init__(self, receive: Receive, seconds: float, *, raw: bool) -> None:
+        self._receive = receive
+        self._idle = seconds
+        self._deadline = time.monotonic() + (UPLOAD_SECONDS if raw else seconds)
+        self._done = False
+        self._late = False
+
+    async def __call__(self) -> Message:
+        """See ASGI."""
+        if self._done:
+            return await self._receive()
+        task = asyncio.current_task()
+        seconds = min(self._idle, self._deadline - time.monotonic())
+        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._too_late, task)
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._late or task is None:
+                raise
+            task.uncancel()
+            raise SlowBody("the request's body did not arrive in time", remediation="send it at once") from None
+        finally:
+            timer.cancel()
+        self._done = not message.get("more_body", False)
+        return message
+
+    def _too_late(self, task: asyncio.Task[Any]) -> None:
+        self._late = True
+        task.cancel()
+
+
+class Handshake:
+    """A send that turns a close before acceptance into an answer with a status and a body."""
+
+    __slots__ = ("_accepted", "_scope", "_send")
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._accepted = False
+
+    async def __call__(self, message: Message) -> None:
+        """See ASGI."""
+        if self._accepted or message["type"] != "websocket.close":
+            self._accepted = self._accepted or message["type"] == "websocket.accept"
+            await self._send(message)
+            return
+        self._accepted = True
+        error = self._scope["state"].get(REFUSAL) or _from_code(int(message.get("code", 0)))
+        await refuse(self._send, error, websocket=True)
+
+
+def _from_code(code: int) -> RingfenceError:
+    if code in {4404, 4405}:
+        return NotFound("no such route", remediation="see /docs for the routes there are")
+    return Refused("the connection was refused", remediation="see /docs for what this route takes")

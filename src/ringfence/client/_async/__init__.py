@@ -1,0 +1,1 @@
+"""The asynchronous face of the SDK; written by hand."""

@@ -1,0 +1,174 @@
+"""The client: one-shot runs, records, and what the server offers. Sandboxes are in sandbox.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from ringfence import wire
+from ringfence.client import calls
+from ringfence.client._async.link import pause
+from ringfence.client._async.stream import AsyncStream, OnText, run_ended
+from ringfence.client._async.transport import AsyncTransport
+from ringfence.client.calls import Call, RunOptions, decoded
+from ringfence.client.deadline import Deadline
+from ringfence.client.errors import DeadlineExceeded, Unreachable
+from ringfence.client.lines import ServerEvents
+from ringfence.client.results import RunResult, event_of, run_result
+from ringfence.client.settings import target
+
+Argv = Sequence[str]
+
+
+class AsyncClient:
+    """A connection to one server with one key.
+
+        async with AsyncClient() as client:
+            print((await client.run("print(6 * 7)")).stdout)
+
+    `url` and `key` default to RINGFENCE_URL and RINGFENCE_KEY, then to ~/.config/ringfence/client.toml.
+    `timeout` is the deadline, in seconds, of every call that is not given its own `deadline`; a run that may take
+    longer by its own limits gets as long as they allow.
+    """
+
+    def __init__(self, url: str | None = None, key: str | None = None, timeout: float | None = None) -> None:
+        self.target = target(url, key, timeout)
+        self.transport = AsyncTransport(self.target)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection; sandboxes live on."""
+        await self.transport.aclose()
+
+    # --- runs ---
+
+    async def run(
+        self,
+        code: str | None = None,
+        *,
+        argv: Argv | None = None,
+        shell: str | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        deadline: float | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunResult:
+        """Run one program in a fresh sandbox and return how it ended; give exactly one of code, argv, shell.
+
+        The program's fate is a value, `result.exit.how`. Raises what the server refuses, its own faults, Unreachable
+        and DeadlineExceeded. A callback gets each piece of text as it is written.
+        """
+        program = {"code": code, "argv": argv, "shell": shell}
+        streamed = on_stdout is not None or on_stderr is not None
+        call = calls.run(program, options, stream=streamed, key=idempotency_key)
+        seconds = self._wall(options, deadline)
+        if streamed:
+            return await AsyncStream(self.transport, call, seconds, run_ended).wait(on_stdout, on_stderr)
+        return run_result(await self.fetch(wire.Run, call, seconds))
+
+    def stream_run(
+        self,
+        code: str | None = None,
+        *,
+        argv: Argv | None = None,
+        shell: str | None = None,
+        deadline: float | None = None,
+        idempotency_key: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AsyncStream[RunResult]:
+        """As `run`, but yielding each chunk of output as it is written; `result` is there at the end.
+
+        stream = client.stream_run("print('hello')")
+        async for chunk in stream:
+            print(chunk.text, end="")
+        stream.result.check()
+        """
+        program = {"code": code, "argv": argv, "shell": shell}
+        call = calls.run(program, options, stream=True, key=idempotency_key)
+        return AsyncStream(self.transport, call, self._wall(options, deadline), run_ended)
+
+    async def get_run(self, run_id: str, *, deadline: float | None = None) -> wire.Run:
+        """The record of a run; records carry no output."""
+        return await self.fetch(wire.Run, calls.get_run(run_id), deadline)
+
+    async def runs(
+        self, labels: Mapping[str, str] | None = None, *, page: int | None = None, deadline: float | None = None
+    ) -> AsyncIterator[wire.Run]:
+        """Records of runs, newest first, fetched page by page as they are asked for."""
+        cursor: str | None = None
+        while True:
+            got = await self.fetch(wire.RunPage, calls.list_runs(labels, page, cursor), deadline)
+            for run in got.runs:
+                yield run
+            cursor = got.next_cursor
+            if cursor is None:
+                return
+
+    # --- the machine ---
+
+    async def templates(self, *, deadline: float | None = None) -> list[wire.Template]:
+        """Every template the server has."""
+        return (await self.fetch(wire.TemplateList, calls.templates(), deadline)).templates
+
+    async def runtimes(self, *, deadline: float | None = None) -> list[wire.Runtime]:
+        """Every way to isolate that the server knows, and which layers are in force there."""
+        return (await self.fetch(wire.RuntimeList, calls.runtimes(), deadline)).runtimes
+
+    async def status(self, *, deadline: float | None = None) -> wire.Status:
+        """How the server is, as this key may know it."""
+        return await self.fetch(wire.Status, calls.status(), deadline)
+
+    async def why(self, what: str, *, deadline: float | None = None) -> wire.Why:
+        """Why a run or a sandbox, named by its id, ended as it did and where its time went."""
+        return await self.fetch(wire.Why, calls.why(what), deadline)
+
+    async def health(self, *, deadline: float | None = None) -> None:
+        """Return when a server answers; needs no key. Raises Unreachable when nobody does."""
+        await self.transport.call(calls.health(), self.transport.deadline(deadline))
+
+    async def events(self, after: str | None = None, *, quiet: float | None = None) -> AsyncIterator[wire.Event]:
+        """What happens to this tenant's sandboxes and runs, as it happens; `after` is the id of the last one known.
+
+        A connection that breaks is made again from where it was; after about a second without success the error is
+        raised. The iteration ends only when `quiet` is given and nothing happened for that many seconds.
+        """
+        pauses = Deadline(None).pauses()
+        while True:
+            try:
+                async for event in self._events_once(after, quiet):
+                    after, pauses = str(event.id), Deadline(None).pauses()
+                    yield event
+                failure = Unreachable("the server closed the stream of events")
+            except DeadlineExceeded:
+                return
+            except Unreachable as error:
+                failure = error
+            wait = next(pauses, None)
+            if wait is None:
+                raise failure
+            await pause(wait)
+
+    async def _events_once(self, after: str | None, quiet: float | None) -> AsyncIterator[wire.Event]:
+        parser = ServerEvents()
+        async with await self.transport.open(calls.events(after), Deadline(None, quiet)) as body:
+            async for piece in body.pieces():
+                for event in parser.feed(piece):
+                    yield event_of(wire.Event, event)
+
+    # --- shared with sandboxes ---
+
+    async def fetch(self, kind: type[calls.T], call: Call, deadline: float | None) -> calls.T:
+        """One call's answer as a wire type."""
+        return decoded(kind, await self.transport.call(call, self.transport.deadline(deadline)))
+
+    def _wall(self, options: Mapping[str, Any], deadline: float | None) -> float:
+        return max(self.target.timeout, calls.wall(options) + calls.SLACK_SECONDS) if deadline is None else deadline

@@ -1,0 +1,209 @@
+"""Settings, read once from a TOML file, then RINGFENCE_* variables, then flags; the later wins.
+
+Only this module reads the environment. Unknown keys are refused with the list of known ones: a misspelt setting that
+is ignored is a wall that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from ringfence.domain.errors import BadRequest
+from ringfence.domain.limits import BOUNDS, WHOLE, Limits, limits_from
+from ringfence.wire import DEFAULT_PORT
+
+MIB: Final = 1024 * 1024
+_PREFIX: Final = "RINGFENCE_"
+_TESTS: Final = "RINGFENCE_TEST_"  # the test suite's own switches; no setting of ours
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=86_400 * 3650)]
+Kept = Annotated[int, msgspec.Meta(ge=100, le=100_000_000)]
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of both settings."""
+
+
+class TenantSettings(Settings, frozen=True):
+    """One tenant's ceilings. `limits` are maxima per sandbox, by the names of `Limits`."""
+
+    max_sandboxes: Count = 1000
+    max_runs: Count = 1000
+    max_ttl_seconds: Positive = 86_400.0
+    limits: dict[str, int | float] = {}
+
+    def most(self) -> Limits | None:
+        """The maxima as Limits, or None when none is set. Raises BadRequest for a bad one."""
+        if not self.limits:
+            return None
+        widest: dict[str, Any] = {
+            name: int(bound.most) if name in WHOLE else float(bound.most) for name, bound in BOUNDS.items()
+        }
+        return limits_from(dict(self.limits), Limits(**widest))
+
+
+class ServerSettings(Settings, frozen=True):
+    """What `ringfence serve` needs to know."""
+
+    state: str = ""
+    templates: str = ""
+    host: str = "127.0.0.1"
+    port: Port = DEFAULT_PORT
+    allowed_hosts: list[str] = []
+    runtimes: list[str] = []
+    user: str = "ringfence"
+    wait_seconds: Positive = 10.0
+    collected_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * MIB)] = 10 * MIB
+    max_connections: Count = 4096
+    header_seconds: Positive = 10.0
+    body_seconds: Positive = 30.0
+    stall_seconds: Positive = 30.0
+    drain_seconds: Positive = 10.0
+    keep_days: Positive = 30.0
+    keep_runs: Kept = 200_000
+    keep_events: Kept = 100_000
+    tenant: TenantSettings = TenantSettings()
+    tenants: dict[str, TenantSettings] = {}
+
+    @property
+    def state_dir(self) -> Path:
+        """Where everything that outlives a restart is kept."""
+        return Path(self.state) if self.state else default_state()
+
+    @property
+    def templates_dir(self) -> Path:
+        """Where templates live; inside the state directory unless said otherwise."""
+        return Path(self.templates) if self.templates else self.state_dir / "templates"
+
+    @property
+    def node_socket(self) -> Path:
+        """Where the node listens."""
+        return self.state_dir / "node" / "node.sock"
+
+    @property
+    def database(self) -> Path:
+        """The store's file."""
+        return self.state_dir / "api" / "ringfence.db"
+
+    def of(self, tenant: str) -> TenantSettings:
+        """A tenant's ceilings, its own or the default."""
+        return self.tenants.get(tenant, self.tenant)
+
+
+class ClientSettings(Settings, frozen=True):
+    """What the CLI needs to reach a server. An empty `url` means: none is configured."""
+
+    url: str = ""
+    key: str = ""
+    timeout_seconds: Positive = 330.0
+
+
+_ELSEWHERE: Final = frozenset({"CONFIG", "CLIENT_CONFIG"})
+_KNOWN: Final = (
+    frozenset(name.upper() for kind in (ServerSettings, ClientSettings) for name in kind.__struct_fields__) | _ELSEWHERE
+)
+_LISTS: Final = frozenset({"allowed_hosts", "runtimes"})
+_TEXT: Final = frozenset({"state", "templates", "host", "user", "url", "key"})
+
+
+def default_state() -> Path:
+    """Where state is kept when nobody says: the system's place for root, the user's own otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/ringfence")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "ringfence"
+
+
+def default_file(name: str) -> Path:
+    """Where a settings file is looked for: /etc for root's server, the user's own place otherwise."""
+    if os.geteuid() == 0 and name == "server.toml":
+        return Path("/etc/ringfence") / name
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "ringfence" / name
+
+
+def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if must_exist:
+            raise BadRequest(f"settings file {path} does not exist", code="bad_settings") from None
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"settings file {path} cannot be read: {error}", code="bad_settings") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadRequest(f"settings file {path} is not TOML: {error}", code="bad_settings") from None
+
+
+def _from_env(kind: type[Settings], environ: Mapping[str, str]) -> dict[str, Any]:
+    ours = {name for name in environ if name.startswith(_PREFIX) and not name.startswith(_TESTS)}
+    unknown = sorted(name for name in ours if name.removeprefix(_PREFIX) not in _KNOWN)
+    if unknown:
+        raise BadRequest(
+            f"unknown settings in the environment: {', '.join(unknown)}",
+            code="bad_settings",
+            remediation=f"known are {', '.join(sorted(_PREFIX + name for name in _KNOWN))}",
+        )
+    values: dict[str, Any] = {}
+    for name in kind.__struct_fields__:
+        text = environ.get(_PREFIX + name.upper())
+        if text is not None:
+            values[name] = _value(name, text)
+    return values
+
+
+def _value(name: str, text: str) -> Any:
+    if name in _LISTS:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if name in _TEXT:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the decoder below names the setting and the type it wants
+
+
+def _build(kind: type[S], *layers: Mapping[str, Any]) -> S:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    try:
+        return msgspec.convert(merged, kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(
+            f"settings: {error}",
+            code="bad_settings",
+            remediation=f"known are {', '.join(kind.__struct_fields__)}",
+        ) from None
+
+
+def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any) -> ServerSettings:
+    """The server's settings. Raises BadRequest for an unknown or bad one; a flag of None is absent."""
+    environ = os.environ if environ is None else environ
+    named = file or environ.get(_PREFIX + "CONFIG")
+    table = _from_file(Path(named) if named else default_file("server.toml"), must_exist=bool(named))
+    settings = _build(ServerSettings, table, _from_env(ServerSettings, environ), _flags(flags))
+    for ceiling in (settings.tenant, *settings.tenants.values()):
+        ceiling.most()
+    return settings
+
+
+def read_client(file: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any) -> ClientSettings:
+    """The client's settings. Raises BadRequest for an unknown or bad one; a flag of None is absent."""
+    environ = os.environ if environ is None else environ
+    named = file or environ.get(_PREFIX + "CLIENT_CONFIG")
+    table = _from_file(Path(named) if named else default_file("client.toml"), must_exist=bool(named))
+    return _build(ClientSettings, table, _from_env(ClientSettings, environ), _flags(flags))

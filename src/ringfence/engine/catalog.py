@@ -1,0 +1,88 @@
+"""Which templates and runtimes the node has, remembered for a moment: a run must not ask for them each time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from ringfence import wire
+from ringfence.domain.errors import BadRequest, RingfenceError
+from ringfence.domain.limits import Limits
+from ringfence.engine.answers import RuntimesEnd, TemplatesEnd
+from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.policy import Policy
+
+FRESH_SECONDS: Final = 1.0  # a template built or removed is seen within this
+ASK_AGAIN_SECONDS: Final = 0.2  # unknown names do not make the node list its templates more often
+
+
+class Catalog:
+    """Answers from memory, refreshes behind the request, asks at once only for a name it does not know."""
+
+    def __init__(self, node: NodeClient, policy: Policy) -> None:
+        self._node = node
+        self._policy = policy
+        self._templates: dict[str, wire.Template] = {}
+        self._runtimes: dict[str, wire.Runtime] = {}
+        self._asked = -1e9
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def refresh(self) -> None:
+        """Ask the node now."""
+        self._asked = time.monotonic()
+        templates, runtimes = await asyncio.gather(
+            self._node.ask({"verb": "templates"}, TemplatesEnd), self._node.ask({"verb": "runtimes"}, RuntimesEnd)
+        )
+        self._templates = {template.name: template for template in templates.templates}
+        self._runtimes = {runtime.name: runtime for runtime in runtimes.runtimes}
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            async with asyncio.timeout(10):
+                await self.refresh()
+        except (RingfenceError, TimeoutError):
+            return  # the request that needs the node will say so itself
+
+    def _refresh_behind(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh_quietly())
+
+    async def templates(self) -> list[wire.Template]:
+        """Every template, as of now."""
+        await self._node.wait_up()
+        await self.refresh()
+        return list(self._templates.values())
+
+    async def runtimes(self) -> list[wire.Runtime]:
+        """Every runtime, as of now."""
+        await self._node.wait_up()
+        await self.refresh()
+        return list(self._runtimes.values())
+
+    async def resolve(self, tenant: str, template: str, isolation: str, wanted: dict[str, object]) -> Limits:
+        """The limits a sandbox will have. Raises BadRequest for an unknown template, runtime or limit."""
+        found = self._templates.get(template)
+        if found is None or (isolation != "auto" and isolation not in self._runtimes):
+            await self._ask_again()
+            found = self._templates.get(template)
+        elif time.monotonic() - self._asked > FRESH_SECONDS:
+            self._refresh_behind()
+        self._policy.isolation(isolation)
+        if isolation != "auto" and isolation not in self._runtimes:
+            raise BadRequest(
+                f"unknown runtime {isolation!r:.40}",
+                code="unknown_runtime",
+                remediation=f'use "auto" or one of {", ".join(sorted(self._runtimes))}',
+            )
+        if found is None:
+            names = ", ".join(sorted(self._templates)[:20]) or "none; build one first"
+            raise BadRequest(
+                f"unknown template {template!r:.70}", code="unknown_template", remediation=f"known are: {names}"
+            )
+        return self._policy.ceiling(tenant).limits(wanted, found.limits or Limits())
+
+    async def _ask_again(self) -> None:
+        await self._node.wait_up()
+        if time.monotonic() - self._asked > ASK_AGAIN_SECONDS:
+            await self.refresh()

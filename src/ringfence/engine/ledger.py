@@ -1,0 +1,212 @@
+"""Every run and sandbox is accounted for: it ends by its own fate, or it is marked as failed by the platform.
+
+What this process has under way is in memory; what the node has is asked; a row that neither knows is lost and says so.
+No fate is invented for it: a lost program has an error, never an Exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+from ringfence import wire
+from ringfence.domain.errors import RingfenceError
+from ringfence.domain.process import How
+from ringfence.domain.sandbox import State
+from ringfence.engine.answers import NodeEvent, NodeEventMessage, NodeSandbox, SandboxEnd, SandboxesEnd, decode_node
+from ringfence.engine.feed import Feed
+from ringfence.engine.link import Reader
+from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.policy import RUN_LABEL, Admission
+from ringfence.guest import frames
+from ringfence.store.base import NewEvent, Store
+
+RECONCILE_SECONDS: Final = 60.0
+LIST_SECONDS: Final = 10.0
+_log: Final = logging.getLogger(__name__)
+_ENDINGS: Final = frozenset({"sandbox.stopped", "sandbox.failed"})
+_OWN: Final = _ENDINGS | {"sandbox.created", "sandbox.expired"}
+
+
+def body_of(error: RingfenceError) -> wire.ErrorBody:
+    """An error as a record keeps it."""
+    return wire.ErrorBody(code=error.code, cause=error.cause, remediation=error.remediation)
+
+
+NODE_LOST: Final = wire.ErrorBody(
+    code="node_lost",
+    cause="the node went away, or forgot this sandbox, before its end was recorded",
+    remediation="create a new sandbox; what was in this one is gone",
+)
+API_RESTARTED: Final = wire.ErrorBody(
+    code="api_restarted",
+    cause="the server restarted while this ran; the program was stopped and its fate is not known",
+    remediation="run it again",
+)
+
+
+class Ledger:
+    """Rows of this process, and their agreement with the node."""
+
+    def __init__(self, store: Store, node: NodeClient, feed: Feed, admission: Admission) -> None:
+        self._store = store
+        self._node = node
+        self._feed = feed
+        self._admission = admission
+        self._active: set[str] = set()
+        self._live: dict[str, tuple[str, wire.Sandbox]] = {}
+        self._stopping: set[str] = set()
+
+    # --- runs ---
+
+    def run_started(self, tenant: str, run: wire.Run) -> None:
+        """A run is under way in this process."""
+        self._active.add(run.id)
+        self._store.run_started(tenant, run)
+
+    def run_ended(self, tenant: str, run: wire.Run) -> None:
+        """A run ended, whichever way."""
+        self._active.discard(run.id)
+        self._store.run_ended(tenant, run)
+        if run.exit is not None:
+            self._feed.add(tenant, "run.finished", run=run.id, sandbox=run.sandbox, how=run.exit.how.value)
+        elif run.error is not None:
+            self._feed.add(tenant, "run.failed", run=run.id, sandbox=run.sandbox, code=run.error.code)
+
+    def abandon_runs(self) -> int:
+        """Mark every open run that this process does not have; its own process is gone."""
+        lost = 0
+        for tenant, run_id in self._store.running():
+            record = self._store.run(tenant, run_id)
+            if run_id in self._active or record is None:
+                continue
+            ended = msgspec.structs.replace(record, state="failed", error=API_RESTARTED, finished_at=time.time())
+            self.run_ended(tenant, ended)
+            lost += 1
+        return lost
+
+    # --- sandboxes ---
+
+    def sandbox_made(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """A sandbox was made for its owner just now."""
+        self.sandbox_lives(tenant, sandbox)
+        self._feed.add(tenant, "sandbox.created", sandbox=sandbox.id, template=sandbox.template)
+
+    def sandbox_lives(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """A sandbox lives; its row is made if there is none."""
+        self._admission.joined(tenant, sandbox.id)
+        self._live[sandbox.id] = (tenant, sandbox)
+        self._store.sandbox_created(tenant, sandbox)
+
+    def sandbox_changed(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """A newer version; in a terminal state it ends here."""
+        if sandbox.state in {State.STOPPED, State.FAILED}:
+            self._admission.left(tenant, sandbox.id)
+            self._live.pop(sandbox.id, None)
+        else:
+            self._live[sandbox.id] = (tenant, sandbox)
+        self._store.sandbox_changed(tenant, sandbox)
+
+    def sandbox_lost(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """A sandbox the node does not know any more."""
+        self.sandbox_changed(
+            tenant, msgspec.structs.replace(sandbox, state=State.FAILED, error=NODE_LOST, ended_at=time.time())
+        )
+        self._feed.add(tenant, "sandbox.failed", sandbox=sandbox.id, code=NODE_LOST.code)
+
+    @contextmanager
+    def stopping(self, sandbox_id: str) -> Iterator[None]:
+        """While its owner waits for a stop's answer, that answer is the better record than the node's event."""
+        self._stopping.add(sandbox_id)
+        try:
+            yield
+        finally:
+            self._stopping.discard(sandbox_id)
+
+    async def reconcile(self) -> None:
+        """Agree with the node. The rows are read before the node is asked, so a newborn is never taken for lost."""
+        await self._store.flush()
+        self.abandon_runs()
+        rows, before = self._store.live_sandboxes(), set(self._live)
+        async with asyncio.timeout(LIST_SECONDS):
+            answer = await self._node.ask({"verb": "list", "tenant": None}, SandboxesEnd)
+        listed = {sandbox.id: sandbox for sandbox in answer.sandboxes}
+        for tenant, row in rows:
+            if row.id not in listed and (row.id in self._live or row.id not in before):
+                self.sandbox_lost(tenant, row)
+        for sandbox_id in before - set(listed):
+            gone = self._live.pop(sandbox_id, None)
+            if gone is not None:
+                self._admission.left(gone[0], sandbox_id)
+        known = {row.id for _, row in rows}
+        for sandbox in answer.sandboxes:
+            if RUN_LABEL in sandbox.labels:
+                await self._end_orphan(sandbox)
+            else:
+                self._agree(sandbox, known=sandbox.id in known)
+
+    def _agree(self, sandbox: NodeSandbox, *, known: bool) -> None:
+        if sandbox.state in {State.STOPPED, State.FAILED}:
+            if known:
+                self.sandbox_changed(sandbox.tenant, sandbox.public(ended_at=time.time()))
+        else:
+            self.sandbox_lives(sandbox.tenant, sandbox.public())
+
+    async def _end_orphan(self, sandbox: NodeSandbox) -> None:
+        """Stop a one-shot run's sandbox whose run is not ours any more."""
+        if sandbox.labels[RUN_LABEL] in self._active:
+            return
+        header = {"verb": "stop", "tenant": sandbox.tenant, "sandbox": sandbox.id, "reason": "its run is gone"}
+        try:
+            await self._node.ask(header, SandboxEnd)
+        except RingfenceError as error:
+            _log.info("orphan %s: %s", sandbox.id, error.cause)
+
+    # --- what the node reports ---
+
+    async def follow(self) -> None:
+        """Take the node's events until its connection is lost."""
+        reader = Reader()
+        self._node.open(reader, {"verb": "events"})
+        try:
+            while (item := await reader.next()) is not None:
+                if item[0] == frames.CONTROL:
+                    self._seen(decode_node(item[1], NodeEventMessage).event)
+        finally:
+            reader.cancel()
+
+    def _seen(self, event: NodeEvent) -> None:
+        mine = self._live.get(event.sandbox)
+        if event.type in _OWN and (mine is None or mine[0] != event.tenant):
+            return  # a run's own sandbox: its run says what became of it
+        self._feed.put(NewEvent(event.tenant, event.type, event.time, sandbox=event.sandbox, run=None, data=event.data))
+        if mine is not None and event.type in _ENDINGS and event.sandbox not in self._stopping:
+            self._ended(event, mine[1])
+
+    def _ended(self, event: NodeEvent, row: wire.Sandbox) -> None:
+        fate = _exit_of(event)
+        if event.type == "sandbox.stopped":
+            final = msgspec.structs.replace(row, state=State.STOPPED, exit=fate, ended_at=event.time)
+        else:
+            error = None if fate else _failure_of(event)
+            final = msgspec.structs.replace(row, state=State.FAILED, exit=fate, error=error, ended_at=event.time)
+        self.sandbox_changed(event.tenant, final)
+
+
+def _exit_of(event: NodeEvent) -> wire.Exit | None:
+    """The node's verdict, when it has one."""
+    try:
+        return wire.Exit(how=How(event.data["how"]), reason=str(event.data.get("reason", ""))[:500])
+    except (KeyError, ValueError):
+        return None
+
+
+def _failure_of(event: NodeEvent) -> wire.ErrorBody:
+    cause = str(event.data.get("reason") or "the sandbox vanished, or its agent broke the protocol")
+    return wire.ErrorBody(code="sandbox_lost", cause=cause[:500], remediation="create a new sandbox")

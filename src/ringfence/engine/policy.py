@@ -1,0 +1,121 @@
+"""What the operator allows, as frozen values; and the counting that holds tenants to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ringfence.domain.errors import BadRequest, OverQuota
+from ringfence.domain.limits import Limits, limits_from
+
+RUN_LABEL: Final = "ringfence.run"  # marks a one-shot run's sandbox at the node, so that an orphan can be told
+RESERVED: Final = "ringfence."
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """One tenant's own maxima."""
+
+    max_sandboxes: int = 1000
+    max_runs: int = 1000
+    max_ttl_seconds: float = 86_400.0
+    most: Limits | None = None
+
+    def limits(self, wanted: dict[str, object], base: Limits) -> Limits:
+        """What a sandbox gets: a template's defaults, never above the tenant's maxima, and what was asked for."""
+        if self.most is not None:
+            ceiling = self.most
+            base = replace(
+                base,
+                **{name: min(getattr(base, name), getattr(ceiling, name)) for name in Limits.__slots__},
+            )
+        return limits_from(wanted, base, self.most) if wanted else base
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The operator's choices that the engine enforces."""
+
+    ceiling: Callable[[str], Ceiling] = field(default=lambda _tenant: Ceiling())
+    runtimes: frozenset[str] = frozenset()  # empty: every runtime of the node
+    wait_seconds: float = 10.0
+    collected_bytes: int = 10 * 1024 * 1024
+    keep_seconds: float = 30 * 86_400.0
+    keep_runs: int = 200_000
+    keep_events: int = 100_000
+
+    def isolation(self, wanted: str) -> str:
+        """The runtime asked for. Raises BadRequest when the operator does not offer it."""
+        if wanted != "auto" and self.runtimes and wanted not in self.runtimes:
+            raise BadRequest(
+                f"runtime {wanted!r:.40} is not offered here",
+                code="unknown_runtime",
+                remediation=f'use "auto" or one of {", ".join(sorted(self.runtimes))}',
+            )
+        return wanted
+
+
+class Admission:
+    """Counts what each tenant has running. Exact: one process, one thread, counted before anything is awaited."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._runs: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()
+        self._sandboxes: dict[str, set[str]] = {}
+
+    def runs(self, tenant: str) -> int:
+        """How many runs are under way."""
+        return self._runs[tenant]
+
+    def sandboxes(self, tenant: str) -> int:
+        """How many sandboxes live or are being made."""
+        return len(self._sandboxes.get(tenant, ())) + self._pending[tenant]
+
+    @contextmanager
+    def run(self, tenant: str) -> Iterator[None]:
+        """Hold a place for a run. Raises OverQuota."""
+        if self._runs[tenant] >= self._policy.ceiling(tenant).max_runs:
+            raise _over("runs at once", self._policy.ceiling(tenant).max_runs)
+        self._runs[tenant] += 1
+        try:
+            yield
+        finally:
+            self._runs[tenant] -= 1
+            if not self._runs[tenant]:
+                del self._runs[tenant]
+
+    @contextmanager
+    def creating(self, tenant: str) -> Iterator[None]:
+        """Hold a place for a sandbox being made; joined() makes it last. Raises OverQuota."""
+        if self.sandboxes(tenant) >= self._policy.ceiling(tenant).max_sandboxes:
+            raise _over("live sandboxes", self._policy.ceiling(tenant).max_sandboxes)
+        self._pending[tenant] += 1
+        try:
+            yield
+        finally:
+            self._pending[tenant] -= 1
+            if not self._pending[tenant]:
+                del self._pending[tenant]
+
+    def joined(self, tenant: str, sandbox_id: str) -> None:
+        """A sandbox lives."""
+        self._sandboxes.setdefault(tenant, set()).add(sandbox_id)
+
+    def left(self, tenant: str, sandbox_id: str) -> None:
+        """A sandbox ended; harmless to say twice."""
+        mine = self._sandboxes.get(tenant)
+        if mine is not None:
+            mine.discard(sandbox_id)
+            if not mine:
+                del self._sandboxes[tenant]
+
+
+def _over(what: str, most: int) -> OverQuota:
+    return OverQuota(
+        f"this tenant may have {most} {what}",
+        remediation="wait for some to end, or have the operator raise the tenant's maximum",
+    )

@@ -1,0 +1,227 @@
+"""The sandbox path: everything that lives in a sandbox is created, reached and ended through here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any, Final
+
+import msgspec
+
+from ringfence import wire
+from ringfence.domain.errors import BadRequest, Conflict, NotFound, Overloaded, RingfenceError
+from ringfence.domain.limits import Limits
+from ringfence.domain.sandbox import State
+from ringfence.engine import checks
+from ringfence.engine.answers import GuestEnd, NodeSandbox, SandboxEnd
+from ringfence.engine.catalog import Catalog
+from ringfence.engine.ledger import Ledger
+from ringfence.engine.link import Collector, NodeStream
+from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.policy import RESERVED, RUN_LABEL, Admission, Policy
+from ringfence.engine.programs import finished, read
+from ringfence.store.base import Filter, Store
+
+_encode: Final = msgspec.json.Encoder().encode
+_GONE: Final = frozenset({"not_found", "sandbox_not_found"})
+ENDING_SECONDS: Final = 0.5  # how long a vanished sandbox's last event may be on its way
+
+
+class Sandboxes:
+    """A tenant's sandboxes: made, looked at, extended, opened, stopped."""
+
+    def __init__(
+        self, node: NodeClient, store: Store, *, ledger: Ledger, catalog: Catalog, admission: Admission, policy: Policy
+    ) -> None:
+        self.node = node
+        self.policy = policy
+        self.catalog = catalog
+        self._store = store
+        self._ledger = ledger
+        self._admission = admission
+        self._oom_kills: dict[str, int] = {}
+
+    # --- making ---
+
+    def accepting(self) -> None:
+        """Refuse new work while it could not be accounted for. Raises Overloaded."""
+        if not self._store.ready():
+            raise Overloaded(
+                "the store cannot keep new work",
+                code="store_unavailable",
+                remediation="the operator must free its disk",
+            )
+
+    def check_labels(self, labels: dict[str, str]) -> None:
+        """Refuse labels that are not a tenant's to set."""
+        checks.labels(labels)
+        if any(name.startswith(RESERVED) for name in labels):
+            raise BadRequest(f"labels that start with {RESERVED!r} are reserved", code="bad_label")
+
+    async def create(self, tenant: str, request: wire.SandboxRequest) -> wire.Sandbox:
+        """A sandbox that lives for its ttl. Raises BadRequest, OverQuota or a platform fault; then there is none."""
+        self.accepting()
+        if request.labels:
+            self.check_labels(request.labels)
+        most = self.policy.ceiling(tenant).max_ttl_seconds
+        if request.ttl_seconds > most:
+            raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+        with self._admission.creating(tenant):
+            limits = await self.catalog.resolve(tenant, request.template, request.isolation, request.limits)
+            made, answer = await self.make(tenant, request, limits, labels=request.labels, ttl=request.ttl_seconds)
+            sandbox = made.public(answer.timings)
+            self._ledger.sandbox_made(tenant, sandbox)
+        return sandbox
+
+    async def make(
+        self,
+        tenant: str,
+        request: wire.SandboxRequest | wire.RunRequest,
+        limits: Limits,
+        *,
+        labels: dict[str, str],
+        ttl: float,
+    ) -> tuple[NodeSandbox, SandboxEnd]:
+        """Have the node make one; what it is for is the caller's to record."""
+        header = {
+            "verb": "create",
+            "tenant": tenant,
+            "template": request.template,
+            "limits": limits,
+            "labels": labels,
+            "isolation": request.isolation,
+            "ttl_seconds": ttl,
+            "wait_seconds": self.policy.wait_seconds,
+        }
+        answer = await self.node.call(header, SandboxEnd)
+        if answer.sandbox is None:
+            raise Overloaded("the node gave no sandbox")
+        return answer.sandbox, answer
+
+    # --- looking ---
+
+    async def get(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
+        """As it is now; after its end, as it ended. Raises NotFound."""
+        checks.identifier(sandbox_id, "s")
+        row = await self._row(tenant, sandbox_id)
+        if row.state in {State.STOPPED, State.FAILED}:
+            return row
+        try:
+            answer = await self.node.call({"verb": "get", "tenant": tenant, "sandbox": sandbox_id}, SandboxEnd)
+        except NotFound:
+            return await self._ended_row(tenant, sandbox_id)
+        return answer.sandbox.public(row.timings) if answer.sandbox else row
+
+    async def _row(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
+        await self._store.flush()
+        row = self._store.sandbox(tenant, sandbox_id)
+        if row is None:
+            raise checks.missing(sandbox_id, "s")
+        return row
+
+    async def _ended_row(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
+        """The row of a sandbox the node no longer has: its last event may still be on its way."""
+        deadline = time.monotonic() + ENDING_SECONDS
+        while True:
+            row = await self._row(tenant, sandbox_id)
+            if row.state in {State.STOPPED, State.FAILED} or time.monotonic() > deadline:
+                return row
+            await asyncio.sleep(0.05)
+
+    async def page(self, tenant: str, wanted: Filter) -> list[wire.Sandbox]:
+        """A tenant's sandboxes as last recorded, newest first."""
+        await self._store.flush()
+        return self._store.sandboxes(tenant, wanted)
+
+    # --- changing ---
+
+    async def extend(self, tenant: str, sandbox_id: str, ttl_seconds: float) -> wire.Sandbox:
+        """Expire that many seconds from now instead. Raises NotFound, Conflict once it ended, BadRequest."""
+        checks.identifier(sandbox_id, "s")
+        most = self.policy.ceiling(tenant).max_ttl_seconds
+        if ttl_seconds > most:
+            raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+        header = {"verb": "extend", "tenant": tenant, "sandbox": sandbox_id, "ttl_seconds": ttl_seconds}
+        return await self._changed(tenant, sandbox_id, header)
+
+    async def stop(self, tenant: str, sandbox_id: str, reason: str = "stopped by its owner") -> wire.Sandbox:
+        """End it; returns when nothing of it is left. One that ended already is returned as it ended."""
+        checks.identifier(sandbox_id, "s")
+        header = {"verb": "stop", "tenant": tenant, "sandbox": sandbox_id, "reason": reason}
+        try:
+            with self._ledger.stopping(sandbox_id):
+                return await self._changed(tenant, sandbox_id, header)
+        except Conflict:
+            return await self._ended_row(tenant, sandbox_id)
+
+    async def _changed(self, tenant: str, sandbox_id: str, header: dict[str, Any]) -> wire.Sandbox:
+        try:
+            answer = await self.node.call(header, SandboxEnd)
+        except RingfenceError as error:
+            raise await self.explained(tenant, sandbox_id, error) from None
+        if answer.sandbox is None:
+            return await self._row(tenant, sandbox_id)
+        ended = answer.sandbox.state in {State.STOPPED, State.FAILED}
+        sandbox = answer.sandbox.public(ended_at=time.time() if ended else None)
+        self._ledger.sandbox_changed(tenant, sandbox)
+        return sandbox
+
+    async def discard(self, tenant: str, sandbox_id: str, reason: str) -> None:
+        """Stop a sandbox nobody asked for by name; that it is gone already is fine."""
+        with contextlib.suppress(RingfenceError):
+            await self.node.ask({"verb": "stop", "tenant": tenant, "sandbox": sandbox_id, "reason": reason}, SandboxEnd)
+
+    # --- reaching into one ---
+
+    async def explained(self, tenant: str, sandbox_id: str, error: RingfenceError) -> RingfenceError:
+        """The node's "no such sandbox" as the owner should hear it: ended, or never there; others unchanged."""
+        if not isinstance(error, NotFound) or error.code not in _GONE:
+            return error
+        await self._store.flush()
+        row = self._store.sandbox(tenant, sandbox_id)
+        if row is None:
+            return checks.missing(sandbox_id, "s")
+        why = row.exit.reason or row.exit.how.value if row.exit else row.error.cause if row.error else row.state.value
+        return Conflict(f"the sandbox has ended: {why}", code="sandbox_ended", remediation="create a new sandbox")
+
+    async def open(
+        self, tenant: str, sandbox_id: str, stream: NodeStream, words: dict[str, Any], *, program: bool = False
+    ) -> None:
+        """Open a guest stream; its `ended` tells whether the node had such a sandbox."""
+        checks.identifier(sandbox_id, "s")
+        await self.node.wait_up()
+        kind = "program" if program else "plain"
+        header = {"verb": "open", "tenant": tenant, "sandbox": sandbox_id, "kind": kind}
+        self.node.open(stream, header, _encode(words))
+
+    async def ask(self, tenant: str, sandbox_id: str, words: dict[str, Any], stdin: bytes | None = None) -> GuestEnd:
+        """Open a guest stream for its answer alone. Raises what node or agent raised."""
+        stream = Collector(0)
+        await self.open(tenant, sandbox_id, stream, words)
+        return await self.answered(tenant, sandbox_id, stream, stdin)
+
+    async def answered(self, tenant: str, sandbox_id: str, stream: NodeStream, stdin: bytes | None = None) -> GuestEnd:
+        """Feed an open stream, wait for its end, and return the agent's last words."""
+        try:
+            return read(await finished(stream, stdin))[1]
+        except RingfenceError as error:
+            raise await self.explained(tenant, sandbox_id, error) from None
+
+    # --- memory kills seen so far, so that an old one is not blamed on a new program ---
+
+    def oom_kills(self, sandbox_id: str) -> int:
+        """How many memory kills this sandbox had when last looked at."""
+        return self._oom_kills.get(sandbox_id, 0)
+
+    def saw_oom_kills(self, sandbox_id: str, count: int) -> None:
+        """Remember; only sandboxes that had any take room."""
+        if count:
+            self._oom_kills[sandbox_id] = count
+            while len(self._oom_kills) > 10_000:
+                del self._oom_kills[next(iter(self._oom_kills))]
+
+
+def run_label(run_id: str) -> dict[str, str]:
+    """The label by which the node's list tells a one-shot run's sandbox."""
+    return {RUN_LABEL: run_id}

@@ -1,0 +1,155 @@
+"""What the engine asks of a store. Every read of a tenant's things takes the tenant: there is no other way in.
+
+Reads are answered at once, from committed rows. Writes without `async` are queued and durable within 50 ms; they are
+made beside a request, never before its first byte. Each move of a row is guarded by the state it must leave, so a
+repeated or late write changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ringfence import wire
+from ringfence.domain.errors import BadRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key as stored: its SHA-256 finds it, the key itself is nowhere."""
+
+    id: str
+    tenant: str
+    name: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+    def valid(self, now: float) -> bool:
+        """True while neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def digest_of(key: str) -> bytes:
+    """What is stored of a key. A key holds 256 random bits, so a plain hash suffices."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def key_name(tenant: str) -> str:
+    """A tenant's name as given to `keys create`, checked. Raises BadRequest."""
+    if not tenant or len(tenant) > 64 or not all(c.isalnum() or c in "-_." for c in tenant) or not tenant.isascii():
+        raise BadRequest("a tenant's name is 1 to 64 letters, digits, '-', '_' or '.'", code="bad_tenant")
+    return tenant
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event before the store gives it its id."""
+
+    tenant: str
+    type: str
+    time: float
+    sandbox: str | None = None
+    run: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who uses an idempotency key for what: `digest` is the request body's."""
+
+    tenant: str
+    route: str
+    key: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an earlier use of the same key was answered."""
+
+    digest: bytes
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What a list shows: newest first, older than the row named by `cursor`, carrying every one of `labels`."""
+
+    limit: int = 100
+    cursor: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    state: str | None = None
+
+
+class Store(Protocol):
+    """Keys, sandboxes, runs, events and idempotency keys."""
+
+    def ready(self) -> bool:
+        """False while writes cannot be kept; then nothing new may be started."""
+
+    def key(self, digest: bytes) -> Key | None:
+        """The key with this SHA-256, whatever its validity."""
+
+    def run_started(self, tenant: str, run: wire.Run) -> None:
+        """Queue a new row in state running."""
+
+    def run_ended(self, tenant: str, run: wire.Run) -> None:
+        """Queue the end of a running row; does nothing to a row that ended already. Output is not kept."""
+
+    def run(self, tenant: str, run_id: str) -> wire.Run | None:
+        """A run's record."""
+
+    def runs(self, tenant: str, wanted: Filter) -> list[wire.Run]:
+        """A tenant's runs. An unknown cursor gives none."""
+
+    def running(self) -> list[tuple[str, str]]:
+        """(tenant, run id) of every run not ended."""
+
+    def sandbox_created(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """Queue a new row, whatever its state; does nothing when the id is known."""
+
+    def sandbox_changed(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """Queue a new version of a row that is not in a terminal state."""
+
+    def sandbox(self, tenant: str, sandbox_id: str) -> wire.Sandbox | None:
+        """A sandbox as last written."""
+
+    def sandboxes(self, tenant: str, wanted: Filter) -> list[wire.Sandbox]:
+        """A tenant's sandboxes. An unknown cursor gives none."""
+
+    def live_sandboxes(self) -> list[tuple[str, wire.Sandbox]]:
+        """(tenant, sandbox) of every row in no terminal state."""
+
+    def event(self, event: NewEvent) -> None:
+        """Queue an event."""
+
+    def events(self, tenant: str, after: int, limit: int) -> list[wire.Event]:
+        """A tenant's events with a larger id, oldest first."""
+
+    def events_about(self, tenant: str, subject: str, limit: int) -> list[wire.Event]:
+        """The newest events of one sandbox or run, oldest first."""
+
+    def last_event(self, tenant: str) -> int:
+        """The largest event id of this tenant; 0 when it has none."""
+
+    def on_events(self, callback: Callable[[], None] | None) -> None:
+        """Call back after each commit, from any thread; None to stop."""
+
+    def answered(self, claim: Claim) -> Answered | None:
+        """The kept answer to an earlier use of this idempotency key."""
+
+    async def keep(self, claim: Claim, answer: Answered, until: float) -> None:
+        """Keep an answer; returns once it is durable. The first one kept stays."""
+
+    async def flush(self) -> None:
+        """Return when everything queued before is durable."""
+
+    async def tidy(self, before: float, keep_runs: int, keep_events: int) -> None:
+        """Drop ended runs and sandboxes older than `before`, each tenant's surplus, and old answers."""
+
+    def close(self) -> None:
+        """Write what is queued and close; nothing may be called after."""

@@ -1,0 +1,21 @@
+"""Named SQL from queries.sql, read once when imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+_HERE: Final = Path(__file__).parent
+
+
+def _named(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for block in text.split("-- name: ")[1:]:
+        name, _, body = block.partition("\n")
+        found[name.strip()] = body.strip()
+    return found
+
+
+SCHEMA: Final = (_HERE / "schema.sql").read_text(encoding="utf-8")
+KEYS_SCHEMA: Final = (_HERE / "keys.sql").read_text(encoding="utf-8")
+SQL: Final = _named((_HERE / "queries.sql").read_text(encoding="utf-8"))

@@ -1,0 +1,171 @@
+-- Named queries. Every one that reads or moves a tenant's row names the tenant in its WHERE.
+
+-- name: key_by_digest
+-- Who holds this key; validity is judged by the caller's clock.
+SELECT id, tenant, name, created, expires, revoked FROM keys WHERE digest = :digest;
+
+-- name: key_add
+-- A new key; only its digest is kept.
+INSERT INTO keys (id, digest, tenant, name, created, expires) VALUES (:id, :digest, :tenant, :name, :created, :expires);
+
+-- name: key_list
+-- Every key, or one tenant's.
+SELECT id, tenant, name, created, expires, revoked FROM keys
+WHERE :tenant IS NULL OR tenant = :tenant ORDER BY created, id;
+
+-- name: key_revoke
+-- Revoke once; a second revocation keeps the first moment.
+UPDATE keys SET revoked = :now WHERE id = :id AND revoked IS NULL;
+
+-- name: run_started
+-- A run is accounted for from here on.
+INSERT OR IGNORE INTO runs (id, tenant, created, state, record) VALUES (?, ?, ?, ?, ?);
+
+-- name: run_ended
+-- running -> finished | failed, once.
+UPDATE runs SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state = 'running';
+
+-- name: run_by_id
+-- One record.
+SELECT record FROM runs WHERE id = :id AND tenant = :tenant;
+
+-- name: run_list
+-- Newest first, older than the cursor's row.
+SELECT record FROM runs
+WHERE tenant = :tenant AND (:state IS NULL OR state = :state)
+  AND (:cursor IS NULL OR (created, id) < (SELECT created, id FROM runs WHERE id = :cursor AND tenant = :tenant))
+ORDER BY created DESC, id DESC LIMIT :limit;
+
+-- name: run_list_by_label
+-- The same, only rows that carry the label and all the others.
+SELECT runs.record FROM labels CROSS JOIN runs ON runs.id = labels.id
+WHERE labels.tenant = :tenant AND labels.name = :name AND labels.value = :value
+  AND runs.tenant = :tenant AND (:state IS NULL OR runs.state = :state)
+  AND NOT EXISTS (SELECT 1 FROM json_each(:others) AS other WHERE NOT EXISTS (
+      SELECT 1 FROM labels AS also WHERE also.tenant = :tenant AND also.id = runs.id
+      AND also.name = json_extract(other.value, '$[0]') AND also.value = json_extract(other.value, '$[1]')))
+  AND (:cursor IS NULL
+       OR (runs.created, runs.id) < (SELECT created, id FROM runs WHERE id = :cursor AND tenant = :tenant))
+ORDER BY runs.created DESC, runs.id DESC LIMIT :limit;
+
+-- name: run_open
+-- Every run that has not ended, whoever owns it: for the reconciler alone.
+SELECT tenant, id FROM runs WHERE state = 'running';
+
+-- name: sandbox_created
+-- A sandbox is accounted for from here on.
+INSERT OR IGNORE INTO sandboxes (id, tenant, created, state, record) VALUES (?, ?, ?, ?, ?);
+
+-- name: sandbox_changed
+-- A newer version of a row that is not in a terminal state.
+UPDATE sandboxes SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state NOT IN ('stopped', 'failed');
+
+-- name: sandbox_by_id
+-- One row.
+SELECT record FROM sandboxes WHERE id = :id AND tenant = :tenant;
+
+-- name: sandbox_list
+-- Newest first, older than the cursor's row.
+SELECT record FROM sandboxes
+WHERE tenant = :tenant AND (:state IS NULL OR state = :state)
+  AND (:cursor IS NULL OR (created, id) < (SELECT created, id FROM sandboxes WHERE id = :cursor AND tenant = :tenant))
+ORDER BY created DESC, id DESC LIMIT :limit;
+
+-- name: sandbox_list_by_label
+-- The same, only rows that carry the label and all the others.
+SELECT sandboxes.record FROM labels CROSS JOIN sandboxes ON sandboxes.id = labels.id
+WHERE labels.tenant = :tenant AND labels.name = :name AND labels.value = :value
+  AND sandboxes.tenant = :tenant AND (:state IS NULL OR sandboxes.state = :state)
+  AND NOT EXISTS (SELECT 1 FROM json_each(:others) AS other WHERE NOT EXISTS (
+      SELECT 1 FROM labels AS also WHERE also.tenant = :tenant AND also.id = sandboxes.id
+      AND also.name = json_extract(other.value, '$[0]') AND also.value = json_extract(other.value, '$[1]')))
+  AND (:cursor IS NULL
+       OR (sandboxes.created, sandboxes.id)
+          < (SELECT created, id FROM sandboxes WHERE id = :cursor AND tenant = :tenant))
+ORDER BY sandboxes.created DESC, sandboxes.id DESC LIMIT :limit;
+
+-- name: sandbox_live
+-- Every sandbox in no terminal state, whoever owns it: for the reconciler alone.
+SELECT tenant, record FROM sandboxes WHERE state NOT IN ('stopped', 'failed');
+
+-- name: label_add
+-- A label of a run or a sandbox.
+INSERT OR IGNORE INTO labels (tenant, name, value, id) VALUES (?, ?, ?, ?);
+
+-- name: event_add
+-- The id is the cursor.
+INSERT INTO events (tenant, type, time, sandbox, run, data) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: event_list
+-- Oldest first, after the cursor.
+SELECT id, type, time, sandbox, run, data FROM events WHERE tenant = :tenant AND id > :after ORDER BY id LIMIT :limit;
+
+-- name: event_about_sandbox
+-- The newest of one sandbox.
+SELECT id, type, time, sandbox, run, data FROM events
+WHERE sandbox = :subject AND tenant = :tenant ORDER BY id DESC LIMIT :limit;
+
+-- name: event_about_run
+-- The newest of one run.
+SELECT id, type, time, sandbox, run, data FROM events
+WHERE run = :subject AND tenant = :tenant ORDER BY id DESC LIMIT :limit;
+
+-- name: event_last
+-- Where a tenant's stream stands.
+SELECT coalesce(max(id), 0) FROM events WHERE tenant = :tenant;
+
+-- name: answer_find
+-- What an idempotency key was answered before.
+SELECT request, status, body FROM answers WHERE digest = :digest AND tenant = :tenant AND expires > :now;
+
+-- name: answer_keep
+-- The first answer stays; an expired one gives way.
+INSERT INTO answers (digest, tenant, request, status, body, expires) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (digest) DO UPDATE SET
+    request = excluded.request, status = excluded.status, body = excluded.body, expires = excluded.expires
+WHERE answers.expires <= excluded.expires - 86400;
+
+-- name: tidy_answers
+-- Kept for a day.
+DELETE FROM answers WHERE expires <= :now;
+
+-- name: tidy_surplus_answers
+-- A tenant keeps its newest answers, within a number and a size.
+DELETE FROM answers WHERE tenant = :tenant AND digest IN (
+    SELECT digest FROM (
+        SELECT digest, row_number() OVER newest AS n, sum(length(body)) OVER newest AS total
+        FROM answers WHERE tenant = :tenant
+        WINDOW newest AS (ORDER BY expires DESC, digest ROWS UNBOUNDED PRECEDING))
+    WHERE n > :most OR total > :bytes);
+
+-- name: tidy_tenants
+-- Who has anything to tidy.
+SELECT tenant FROM runs UNION SELECT tenant FROM sandboxes UNION SELECT tenant FROM events;
+
+-- name: tidy_events
+-- Keep a tenant's newest: one tenant's noise never drops another's events.
+DELETE FROM events WHERE tenant = :tenant
+  AND id <= (SELECT id FROM events WHERE tenant = :tenant ORDER BY id DESC LIMIT 1 OFFSET :keep);
+
+-- name: tidy_floor
+-- Older than this, a tenant's ended runs go: the age, or the moment past which there are too many.
+SELECT max(:before, coalesce(
+    (SELECT created FROM runs WHERE tenant = :tenant ORDER BY created DESC, id DESC LIMIT 1 OFFSET :keep), 0));
+
+-- name: tidy_run_labels
+-- Labels go with their rows.
+DELETE FROM labels WHERE tenant = :tenant
+  AND id IN (SELECT id FROM runs WHERE tenant = :tenant AND created <= :floor AND state <> 'running');
+
+-- name: tidy_runs
+-- Ended and old.
+DELETE FROM runs WHERE tenant = :tenant AND created <= :floor AND state <> 'running';
+
+-- name: tidy_sandbox_labels
+-- Labels go with their rows.
+DELETE FROM labels WHERE tenant = :tenant AND id IN (
+    SELECT id FROM sandboxes WHERE tenant = :tenant AND created <= :before AND state IN ('stopped', 'failed'));
+
+-- name: tidy_sandboxes
+-- Ended and old.
+DELETE FROM sandboxes WHERE tenant = :tenant AND created <= :before AND state IN ('stopped', 'failed');

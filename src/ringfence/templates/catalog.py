@@ -1,0 +1,128 @@
+"""The templates that are built, by name, and the recipes they are built from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ringfence.domain.errors import BadRequest, NotFound, PlatformFault, RingfenceError
+from ringfence.domain.template import Template, template_from, template_from_toml
+
+RECIPE_FILE_BYTES: Final = 64 * 1024
+BUILTIN: Final = importlib.resources.files("ringfence.templates") / "builtin"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A template with its root file system on disk; `digest` is the hash of everything in that root."""
+
+    template: Template
+    digest: str
+    root: Path
+    size_bytes: int
+    built_at: float
+    recipe: str
+
+
+def builtin_names() -> list[str]:
+    """Return the names of the templates that come with ringfence."""
+    return sorted(file.name.removesuffix(".toml") for file in BUILTIN.iterdir() if file.name.endswith(".toml"))
+
+
+def recipe_named(word: str) -> Template:
+    """Read a template's recipe: a built-in one by its name, any other by the path of its .toml file."""
+    if word in builtin_names():
+        return template_from_toml((BUILTIN / f"{word}.toml").read_text("utf-8"))
+    if not word.endswith(".toml"):
+        known = ", ".join(builtin_names())
+        raise NotFound(
+            f"no built-in template {word!r:.80}", remediation=f"use one of {known}, or the path of a .toml file"
+        )
+    try:
+        with open(word, encoding="utf-8") as file:
+            text = file.read(RECIPE_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"cannot read template file {word}: {error}", code="bad_template") from None
+    if len(text) > RECIPE_FILE_BYTES:
+        raise BadRequest(f"template file {word} is larger than 64 KiB", code="bad_template")
+    return template_from_toml(text)
+
+
+def template_fields(template: Template) -> dict[str, Any]:
+    """Return a template as plain data that `template_from` reads back to an equal template."""
+    return dataclasses.asdict(template) | {"env": dict(template.env), "zygote": template.zygote.value}
+
+
+def _lists(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+class Catalog:
+    """What is built in one templates directory: <digest>/root, <digest>/manifest and index/<name>.json."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.index = directory / "index"
+
+    def load(self) -> dict[str, Built]:
+        """Return every built template by name. Raises PlatformFault for an index entry that cannot be trusted."""
+        return {file.stem: self.read(file.stem) for file in sorted(self.index.glob("*.json"))}
+
+    def read(self, name: str) -> Built:
+        """Return one built template. Raises NotFound when it is not built."""
+        try:
+            entry = json.loads((self.index / f"{name}.json").read_text())
+            built = Built(
+                template=template_from(entry["template"]),
+                digest=entry["digest"],
+                root=self.directory / entry["digest"] / "root",
+                size_bytes=entry["size_bytes"],
+                built_at=entry["built_at"],
+                recipe=entry["recipe"],
+            )
+        except FileNotFoundError:
+            raise NotFound(
+                f"template {name} is not built", remediation=f"run: ringfence templates build {name}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, RingfenceError) as error:
+            raise self._unusable(name, f"its index entry is damaged ({type(error).__name__})") from error
+        if not built.root.is_dir():
+            raise self._unusable(name, "its root file system is gone")
+        return built
+
+    def usable(self) -> list[Built]:
+        """Return the built templates that are whole; used to find what a new build can start from."""
+        found = []
+        for file in sorted(self.index.glob("*.json")):
+            try:
+                found.append(self.read(file.stem))
+            except RingfenceError:
+                continue
+        return found
+
+    def record(self, built: Built) -> None:
+        """Enter a built template under its name, replacing what was there, in one step."""
+        entry = {
+            "name": built.template.name,
+            "digest": built.digest,
+            "recipe": built.recipe,
+            "size_bytes": built.size_bytes,
+            "built_at": built.built_at,
+            "template": _lists(template_fields(built.template)),
+        }
+        self.index.mkdir(mode=0o755, exist_ok=True)
+        fresh = self.index / f".{built.template.name}.{os.getpid()}"
+        fresh.write_text(json.dumps(entry, indent=2) + "\n")
+        fresh.chmod(0o644)
+        fresh.replace(self.index / f"{built.template.name}.json")
+
+    @staticmethod
+    def _unusable(name: str, why: str) -> PlatformFault:
+        return PlatformFault(
+            f"template {name}: {why}", code="template_damaged", remediation=f"run: ringfence templates build {name}"
+        )

@@ -1,0 +1,461 @@
+"""The JSON shapes that cross HTTP, as frozen structs shared by server, SDK and CLI.
+
+A `Request` refuses unknown fields: a misspelt limit must not be ignored in silence. An `Answer` tolerates them,
+so that an older client can read a newer server. Decoding is strict: "1" is not 1 and true is not 1.
+Bytes fields are base64 text in JSON. Moments are Unix seconds, phases are milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from ringfence.domain.limits import Limits
+from ringfence.domain.process import How, Timings, Usage
+from ringfence.domain.sandbox import State
+
+DEFAULT_PORT: Final = 8642
+DEFAULT_TEMPLATE: Final = "base"
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+NDJSON: Final = "application/x-ndjson"
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+User = Literal["user", "root"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything a client sends."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything the server sends."""
+
+
+# --- shared pieces ---------------------------------------------------------------------------------------------------
+
+
+class Data(Request, frozen=True):
+    """Bytes that need not be text."""
+
+    base64: bytes
+
+
+class PtySize(Request, frozen=True):
+    """Columns and rows of a terminal."""
+
+    cols: Size
+    rows: Size
+
+
+class Exit(Answer, frozen=True):
+    """A program's fate."""
+
+    how: How
+    code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True only for a program that ended by itself with code 0."""
+        return self.how is How.EXITED and self.code == 0
+
+
+class ErrorBody(Answer, frozen=True):
+    """A refusal or a fault of ours: a stable code, the cause, and what to do about it."""
+
+    code: str
+    cause: str
+    remediation: str = ""
+
+
+class ErrorAnswer(Answer, frozen=True):
+    """The body of every 4xx and 5xx."""
+
+    error: ErrorBody
+
+
+# --- one-shot runs ---------------------------------------------------------------------------------------------------
+
+
+class RunRequest(Request, frozen=True):
+    """Run one program in a fresh sandbox. Exactly one of `code`, `argv`, `shell`."""
+
+    code: str | None = None
+    argv: list[str] | None = None
+    shell: str | None = None
+    args: list[str] = []
+    template: str = DEFAULT_TEMPLATE
+    isolation: str = "auto"
+    files: dict[str, str | Data] = {}
+    collect: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    user: User | None = None
+    stdin: str | Data | None = None
+    limits: dict[str, Any] = {}
+    timeout: Seconds | None = None
+    labels: dict[str, str] = {}
+    stream: bool = False
+
+
+class Collected(Answer, frozen=True, omit_defaults=True):
+    """A file handed back by a run: its bytes, or why it could not be read."""
+
+    base64: bytes | None = None
+    size: int = 0
+    error: ErrorBody | None = None
+
+
+RunState = Literal["running", "finished", "failed"]
+
+
+class Run(Answer, frozen=True):
+    """A run and its result. `exit` is null while it runs, and when the platform failed (`error` says how).
+
+    A stream that is not UTF-8 is in `stdout_base64` (`stderr_base64`) and its text field is null.
+    Records read back later carry no output at all.
+    """
+
+    id: str
+    state: RunState
+    template: str
+    created_at: float
+    sandbox: str | None = None
+    finished_at: float | None = None
+    exit: Exit | None = None
+    error: ErrorBody | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    stdout_base64: bytes | None = None
+    stderr_base64: bytes | None = None
+    truncated: bool = False
+    files: dict[str, Collected] = {}
+    timings: Timings | None = None
+    usage: Usage | None = None
+    labels: dict[str, str] = {}
+    limits: Limits | None = None
+
+
+class RunPage(Answer, frozen=True):
+    """Newest first; pass `next_cursor` back as `cursor` for older ones."""
+
+    runs: list[Run]
+    next_cursor: str | None = None
+
+
+# --- sandboxes -------------------------------------------------------------------------------------------------------
+
+
+class SandboxRequest(Request, frozen=True):
+    """Create a sandbox that lives until its ttl, a stop, or its idle limit."""
+
+    template: str = DEFAULT_TEMPLATE
+    isolation: str = "auto"
+    limits: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    ttl_seconds: Seconds = 300.0
+
+
+class ExtendRequest(Request, frozen=True):
+    """Expire `ttl_seconds` from now instead."""
+
+    ttl_seconds: Seconds
+
+
+class Sandbox(Answer, frozen=True):
+    """A sandbox as its owner sees it. `layers` are the walls in force, `limits_by` who enforces the limits."""
+
+    id: str
+    template: str
+    state: State
+    created_at: float
+    template_digest: str = ""
+    runtime: str = ""
+    expires_at: float | None = None
+    ended_at: float | None = None
+    labels: dict[str, str] = {}
+    limits: Limits | None = None
+    layers: list[str] = []
+    limits_by: str = ""
+    exit: Exit | None = None
+    error: ErrorBody | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class SandboxPage(Answer, frozen=True):
+    """Newest first; pass `next_cursor` back as `cursor` for older ones."""
+
+    sandboxes: list[Sandbox]
+    next_cursor: str | None = None
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+class ProcessRequest(Request, frozen=True):
+    """Start a process in a sandbox. Exactly one of `argv`, `shell`, `code`.
+
+    `stdin` is given to the program and closed. `stdin_open` keeps it open for later input instead.
+    `detach` answers at once with the pid; `stream` answers line by line.
+    """
+
+    argv: list[str] | None = None
+    shell: str | None = None
+    code: str | None = None
+    args: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    user: User | None = None
+    stdin: str | Data | None = None
+    stdin_open: bool = False
+    timeout: Seconds | None = None
+    tag: str | None = None
+    pty: PtySize | None = None
+    detach: bool = False
+    stream: bool = False
+
+
+class ProcessStarted(Answer, frozen=True):
+    """A process that now runs by itself."""
+
+    pid: int
+
+
+class ProcessResult(Answer, frozen=True):
+    """A process that ended, with what it wrote (see Run for the base64 fields)."""
+
+    pid: int
+    exit: Exit
+    stdout: str | None = None
+    stderr: str | None = None
+    stdout_base64: bytes | None = None
+    stderr_base64: bytes | None = None
+    truncated: bool = False
+    timings: Timings | None = None
+    usage: Usage | None = None
+
+
+class Process(Answer, frozen=True):
+    """A process the sandbox knows of, alive or ended."""
+
+    pid: int
+    argv: list[str] = []
+    kind: Literal["exec", "run"] = "exec"
+    tag: str | None = None
+    started_at: float | None = None
+    running: bool = True
+    exit: Exit | None = None
+
+
+class ProcessList(Answer, frozen=True):
+    """Every process started through the API in one sandbox."""
+
+    processes: list[Process]
+
+
+class SignalRequest(Request, frozen=True):
+    """A signal by name ("TERM", "SIGTERM") or number."""
+
+    signal: str | int
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+class Started(Answer, frozen=True, omit_defaults=True):
+    """What a stream's first line names: a run and its sandbox, or a process."""
+
+    id: str | None = None
+    sandbox: str | None = None
+    pid: int | None = None
+
+
+class Line(Answer, frozen=True, omit_defaults=True):
+    """One line of an NDJSON stream: exactly one field is set. `run`, `process` or `error` is the last line."""
+
+    started: Started | None = None
+    stdout: str | None = None
+    stdout_base64: bytes | None = None
+    stderr: str | None = None
+    stderr_base64: bytes | None = None
+    run: Run | None = None
+    process: ProcessResult | None = None
+    error: ErrorBody | None = None
+
+
+class TerminalInput(Request, frozen=True):
+    """A text message from a terminal or attached client: exactly one field."""
+
+    resize: PtySize | None = None
+    signal: str | int | None = None
+    eof: bool | None = None
+
+
+class TerminalOutput(Answer, frozen=True, omit_defaults=True):
+    """A text message to a terminal or attached client; `exit` or `error` is the last."""
+
+    started: Started | None = None
+    exit: Exit | None = None
+    error: ErrorBody | None = None
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class Entry(Answer, frozen=True):
+    """A name in a sandbox's file system."""
+
+    name: str
+    path: str
+    type: Literal["file", "dir", "symlink", "other"]
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: float = 0.0
+    target: str | None = None
+
+
+class EntryList(Answer, frozen=True):
+    """A directory's entries; `truncated` when there were more than are shown."""
+
+    entries: list[Entry]
+    truncated: bool = False
+
+
+class MkdirRequest(Request, frozen=True):
+    """Make a directory."""
+
+    path: str
+    parents: bool = True
+
+
+class MoveRequest(Request, frozen=True):
+    """Rename within one sandbox."""
+
+    source: str
+    target: str
+
+
+class Written(Answer, frozen=True):
+    """A file that was written."""
+
+    path: str
+    size: int
+
+
+class FileEvent(Answer, frozen=True):
+    """A change seen by a watch."""
+
+    type: Literal["create", "write", "remove", "rename", "chmod"]
+    path: str
+
+
+# --- what the machine offers, and what happened ----------------------------------------------------------------------
+
+
+class Pool(Answer, frozen=True):
+    """Warm sandboxes of one template."""
+
+    idle: int = 0
+    starting: int = 0
+    least: int = 0
+    most: int = 0
+
+
+class Template(Answer, frozen=True):
+    """A built template."""
+
+    name: str
+    description: str = ""
+    digest: str = ""
+    size_bytes: int = 0
+    runtime: str = ""
+    zygote: str = ""
+    preload: list[str] = []
+    limits: Limits | None = None
+    pool: Pool | None = None
+
+
+class TemplateList(Answer, frozen=True):
+    """Every template on this machine."""
+
+    templates: list[Template]
+
+
+class Layer(Answer, frozen=True):
+    """One wall: whether it is in force on this machine, and why not."""
+
+    name: str
+    in_force: bool
+    reason: str = ""
+
+
+class Runtime(Answer, frozen=True):
+    """One way to isolate, and what it offers here."""
+
+    name: str
+    available: bool
+    layers: list[Layer] = []
+    limits_by: str = ""
+    capabilities: dict[str, Any] = {}
+
+
+class RuntimeList(Answer, frozen=True):
+    """Every runtime this machine knows."""
+
+    runtimes: list[Runtime]
+
+
+class Event(Answer, frozen=True):
+    """Something that happened to one of the tenant's sandboxes or runs. `id` is the stream's cursor."""
+
+    id: int
+    type: str
+    time: float
+    sandbox: str | None = None
+    run: str | None = None
+    data: dict[str, Any] = {}
+
+
+class Status(Answer, frozen=True):
+    """How the server is, as this tenant may know it: its own counts only."""
+
+    ready: bool
+    version: str
+    tenant: str
+    sandboxes: int
+    runs: int
+    uptime_seconds: float = 0.0
+    pools: list[dict[str, Any]] = []
+
+
+class WhyLimit(Answer, frozen=True):
+    """The limit that ended a program: its value, what was seen, and what to change."""
+
+    name: str
+    value: str
+    seen: str
+    change: str
+
+
+class Why(Answer, frozen=True):
+    """Why a run or a sandbox ended as it did, and where its time went, in plain words."""
+
+    id: str
+    kind: Literal["run", "sandbox"]
+    state: str
+    summary: str
+    advice: str = ""
+    exit: Exit | None = None
+    error: ErrorBody | None = None
+    limit: WhyLimit | None = None
+    time: str = ""
+    timings: Timings | None = None
+    usage: Usage | None = None
+    events: list[Event] = []

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Make a bare Debian 12 ready: tools/setup.sh [EXTRA DEBIAN PACKAGE...]
+# Installs only what is missing, makes .venv, builds the templates. Running it again changes nothing and takes a moment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TEMPLATES=(base python)
+LOG=$(mktemp)
+trap 'rm -f "$LOG"' EXIT
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Run a command with its talk kept aside, shown only if the last of three tries fails.
+quietly() {
+    local try
+    for try in 1 2 3; do
+        if "$@" >"$LOG" 2>&1; then return 0; fi
+        if [ "$try" != 3 ]; then say "that failed; trying again"; sleep $((try * 3)); fi
+    done
+    tail -n 30 "$LOG" >&2
+    fail "failed three times: $*"
+}
+
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# Debian's own Python first: it is the one whose packages we know how to install.
+find_python() {
+    local candidate
+    for candidate in /usr/bin/python3 python3.13 python3.12 python3.11 python3; do
+        if recent "$candidate"; then command -v "$candidate"; return 0; fi
+    done
+    return 1
+}
+
+missing_packages() {
+    local python package
+    if ! python=$(find_python); then
+        echo python3 python3-venv
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo python3-venv
+    fi
+    command -v mmdebstrap >/dev/null || echo mmdebstrap
+    command -v mount >/dev/null || echo mount
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+    [ "$(id -u)" = 0 ] || command -v newuidmap >/dev/null || echo uidmap
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok' || echo "$package"
+    done
+}
+
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 \
+        install --no-install-recommends "$@" </dev/null
+}
+
+install_missing() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@" | tr ' ' '\n')
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    command -v apt-get >/dev/null || fail "install these by hand, then run this again: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || fail "as root: apt-get install --no-install-recommends ${missing[*]}"
+    say "installing ${missing[*]}"
+    # Old package lists name files that are gone from the mirror: then, and only then, they are fetched anew.
+    if ! apt_install "${missing[@]}" >"$LOG" 2>&1; then
+        say "fetching package lists"
+        quietly apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update
+        quietly apt_install "${missing[@]}"
+    fi
+}
+
+make_venv() {
+    local python=$1 stamp=.venv/ringfence.stamp wanted
+    wanted="$("$python" -V) $PWD $(sha256sum <pyproject.toml)"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c 'import ringfence' 2>/dev/null; then
+        return 0
+    fi
+    say "making .venv with $("$python" -V)"
+    "$python" -m venv --clear .venv
+    say "installing ringfence and its dependencies"
+    quietly .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    printf '%s' "$wanted" >"$stamp"
+}
+
+build_templates() {
+    # The builder tells its own progress, and does nothing for a template that is built.
+    .venv/bin/ringfence templates build "${TEMPLATES[@]}" >/dev/null
+}
+
+install_missing "$@"
+python=$(find_python) || fail "no Python 3.11 or newer was found"
+make_venv "$python"
+build_templates
