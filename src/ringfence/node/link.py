@@ -9,6 +9,7 @@ from ringfence.guest import frames
 
 _FROM_GUEST: Final = frozenset({frames.STDOUT, frames.STDERR, frames.EOF, frames.CREDIT, frames.CONTROL, frames.END})
 MAX_STREAMS: Final = 512
+MAX_UNREAD: Final = 32 * 1024 * 1024  # a guest that grants credit and does not read is lying: its sandbox ends
 
 
 class Sink(Protocol):
@@ -111,6 +112,14 @@ class GuestLink(asyncio.Protocol):
         """Hang up; openers hear that it is lost."""
         self._end("closed by the node")
 
-    def _write(self, data: bytes) -> None:
+    def hold(self, *, held: bool) -> None:
+        """Read no more from this guest while whoever asked cannot take it; CONTROL frames carry no credit."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+            (self._transport.pause_reading if held else self._transport.resume_reading)()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > MAX_UNREAD:
+            self._end("broken protocol: credit was granted and nothing is read")

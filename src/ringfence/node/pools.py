@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ringfence.domain.errors import Overloaded, RingfenceError
+from ringfence.domain.errors import Overloaded, PlatformFault, RingfenceError
 from ringfence.domain.template import PoolPolicy
 from ringfence.node.live import Live
 
@@ -60,20 +60,40 @@ class Pool:
             if not live.link.lost.done():
                 self.refill()
                 return live
+            self.end(live)
         waiter: asyncio.Future[Live] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self.refill()
         try:
-            return await asyncio.wait_for(waiter, deadline_seconds)
+            async with asyncio.timeout(deadline_seconds):
+                return await waiter
         except TimeoutError:
+            self._withdraw(waiter)
             raise Overloaded(
                 "no sandbox became free in time",
                 code="no_capacity",
                 remediation="retry later, or give the node more cores or memory",
             ) from None
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(waiter)
+        except asyncio.CancelledError:
+            self._withdraw(waiter)
+            raise
+
+    def _withdraw(self, waiter: asyncio.Future[Live]) -> None:
+        """Whoever waited is gone; what came for it in this very moment is the next one's."""
+        with contextlib.suppress(ValueError):
+            self._waiters.remove(waiter)
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            self._arrived(waiter.result())
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self._waiters)
+
+    @property
+    def last_used(self) -> float:
+        """When it was last asked, on the monotonic clock."""
+        return self._last_used
 
     def target(self) -> int:
         """How many to hold: the least, plus the share of recent demand that arrives while one starts."""
@@ -100,9 +120,12 @@ class Pool:
                 return
             try:
                 live = await self.start()
-            except RingfenceError as error:
+            except (RingfenceError, OSError) as error:
                 self._not_before = time.monotonic() + RETRY_SECONDS
-                self._fail_one(error)
+                ours = (
+                    error if isinstance(error, RingfenceError) else PlatformFault(f"no sandbox can be started: {error}")
+                )
+                self._fail_one(ours)
                 return
         self._arrived(live)
 

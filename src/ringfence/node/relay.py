@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from ringfence.domain.process import How
 from ringfence.guest import frames
+from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 
 OUTPUT: Final = frozenset({frames.STDOUT, frames.STDERR})
@@ -20,6 +21,9 @@ class Outlet(Protocol):
 
     def send(self, type_: int, payload: bytes = b"") -> None:
         """Pass one frame up."""
+
+    def throttle(self, link: GuestLink) -> None:
+        """Hold the guest while the api is behind with reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,13 @@ class Relay:
         """From the guest, upward."""
         if type_ == frames.END:
             self._finish(payload)
-        elif type_ in OUTPUT:
+            return
+        if type_ in OUTPUT:
             self._output(type_, payload)
         else:
             self.started_at = self.started_at or time.monotonic()
             self.outlet.send(type_, payload)
+        self.outlet.throttle(self.live.link)
 
     def _output(self, type_: int, payload: bytes) -> None:
         if self.cap is None:

@@ -16,6 +16,7 @@ from ringfence.domain.errors import BadRequest, Forbidden, PlatformFault, Ringfe
 from ringfence.domain.limits import Limits, limits_from
 from ringfence.domain.process import How
 from ringfence.guest import frames
+from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
 from ringfence.node.supervisor import MAX_TTL, Supervisor
@@ -57,6 +58,10 @@ class Call:
     def send(self, type_: int, payload: bytes = b"") -> None:
         """One frame up."""
         self._connection.write(frames.encode(type_, self.stream, payload))
+
+    def throttle(self, link: GuestLink) -> None:
+        """Hold the guest while the api is behind with reading."""
+        self._connection.throttle(link)
 
     def end(self, header: dict[str, Any], guest: bytes = b"") -> None:
         """Answer, and forget the stream."""
@@ -203,6 +208,8 @@ class Connection(asyncio.Protocol):
         self._all = open_connections
         self._parser = frames.Parser()
         self._calls: dict[int, Call] = {}
+        self._behind = False
+        self._held: set[GuestLink] = set()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -220,6 +227,7 @@ class Connection(asyncio.Protocol):
         for call in list(self._calls.values()):
             call.cancel()
         self._calls.clear()
+        self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse and act."""
@@ -228,6 +236,23 @@ class Connection(asyncio.Protocol):
                 self._dispatch(frame)
         except frames.FrameError:
             self.abort()
+
+    def pause_writing(self) -> None:
+        """The api reads more slowly than its guests speak."""
+        self._behind = True
+
+    def resume_writing(self) -> None:
+        """It caught up: hear its guests again."""
+        self._behind = False
+        held, self._held = self._held, set()
+        for link in held:
+            link.hold(held=False)
+
+    def throttle(self, link: GuestLink) -> None:
+        """Hold a guest that speaks while the api is behind."""
+        if self._behind and link not in self._held:
+            self._held.add(link)
+            link.hold(held=True)
 
     def abort(self) -> None:
         """Hang up now."""

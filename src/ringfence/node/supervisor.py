@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -115,9 +116,12 @@ class Supervisor:
         if pool is not None and not pool.closed:
             return pool
         if len(self._pools) >= MAX_POOLS:
-            self._drop_pools([k for k, p in self._pools.items() if not p.idle])
+            unwanted = [key for key, known in self._pools.items() if not known.wanted]
+            self._drop_pools(sorted(unwanted, key=lambda key: self._pools[key].last_used)[:1])
+        usual = shape_of(limits) == shape_of(built.template.limits)
         pool = Pool(
-            policy=built.template.pool,
+            # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
+            policy=built.template.pool if usual else dataclasses.replace(built.template.pool, least=0),
             start=lambda: self._start(tenant, built, limits, one_shot=one_shot),
             end=self._end_warm,
             slots=self._slots,
@@ -306,8 +310,15 @@ class Supervisor:
             self._doom(live, How.STOPPED, f"idle for {limits.idle_hard_seconds:g} seconds")
         elif limits.idle_soft_seconds and idle > limits.idle_soft_seconds and not live.warned:
             self._warn_idle(live, idle)
-        if live.programs and self.runtime.usage(live.id).cpu_seconds > limits.cpu_seconds:
+        if live.programs:
+            self._watch_usage(live)
+
+    def _watch_usage(self, live: Live) -> None:
+        used, limits = self.runtime.usage(live.id), live.limits
+        if used.cpu_seconds > limits.cpu_seconds:
             self._doom(live, How.TIMED_OUT, f"used its {limits.cpu_seconds:g} seconds of CPU time")
+        elif "memory" not in self.runtime.capabilities().enforces and used.memory_now_bytes > limits.memory_bytes:
+            self._doom(live, How.OUT_OF_MEMORY, f"needed more than the limit of {limits.memory_bytes} bytes")
 
     def _doom(self, live: Live, how: How, reason: str) -> None:
         live.doomed = live.doomed or (how, reason)

@@ -23,6 +23,7 @@ from ringfence.guest import frames, steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import HOME, SLOT_SIZE, Plan
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
+from ringfence.runtimes.jail import walk
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
@@ -286,7 +287,10 @@ class Jail:
         zygote.give_slot(slot)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
-        """Read the kernel's counters."""
+        """Read the kernel's counters, the group's where there is one."""
+        jailed = self._live.get(sandbox_id)
+        if not self._groups.enforces:
+            return walk.usage_of(jailed.pid) if jailed is not None else GroupUsage()
         seen = self._groups.usage(sandbox_id)
         return GroupUsage(
             cpu_seconds=seen.cpu_seconds,
