@@ -95,12 +95,14 @@ def group_roots() -> list[Path]:
 
 
 def groups_of(instance: str) -> set[str]:
-    """Directories of this instance, in every hierarchy."""
+    """Directories of this instance, in every hierarchy; groups that vanish meanwhile are not there."""
     found = set()
     for root in group_roots():
-        for place in (root / "ringfence" / instance, *root.glob(f"**/ringfence/{instance}")):
-            if place.is_dir():
-                found |= {str(place), *(str(p) for p in place.rglob("*") if p.is_dir())}
+        for folder, names, _ in os.walk(root):
+            if os.path.basename(folder) == "ringfence":
+                names[:] = [name for name in names if name == instance]
+            if f"/ringfence/{instance}" in folder:
+                found.add(folder)
     return found
 
 

@@ -19,6 +19,7 @@ from ringfence.domain.errors import RingfenceError
 from ringfence.domain.limits import Limits, limits_from
 from ringfence.domain.process import How
 from ringfence.guest import frames
+from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
 from ringfence.node.supervisor import Settings, Supervisor
@@ -50,6 +51,10 @@ class Collector:
             self.relay.from_above(frames.CREDIT, len(payload).to_bytes(4, "big"))
 
 
+    def throttle(self, link: GuestLink) -> None:
+        """Nothing piles up here: what comes is taken at once."""
+
+
 class Node:
     """A supervisor on a loop of its own, in a thread; every method may be called from the test's thread."""
 
@@ -75,6 +80,7 @@ class Node:
     def close(self) -> None:
         """Stop everything."""
         self.do(self.supervisor.close())
+        self.do(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -131,6 +137,14 @@ class Node:
     def neighbour(self, secret: str) -> Beside:
         """See ringfence.attack.target.Target."""
         return Beside(self, secret)
+
+
+async def _end_tasks() -> None:
+    """As asyncio.run does at the end of the node's own process."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 class Beside:

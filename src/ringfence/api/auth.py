@@ -74,7 +74,7 @@ class Authenticated:
             try:
                 scope["user"] = caller_of(scope["litestar_app"].state.store, scope["headers"])
             except RingfenceError as error:
-                scope["state"][REFUSAL] = error  # type: ignore[typeddict-unknown-key]
+                scope["state"][REFUSAL] = error
                 raise
         await self._app(scope, receive, send)
 

@@ -139,9 +139,10 @@ class TimedBody:
         self._done = not message.get("more_body", False)
         return message
 
-    def _too_late(self, task: asyncio.Task[Any]) -> None:
+    def _too_late(self, task: asyncio.Task[Any] | None) -> None:
         self._late = True
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
 
 class Handshake:

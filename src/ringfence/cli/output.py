@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Literal
 
@@ -43,6 +44,10 @@ class Screen:
         sys.stdout.write(json.dumps(plain, ensure_ascii=sys.stdout.isatty(), separators=(", ", ": ")) + "\n")
         sys.stdout.flush()
 
+    def heading(self, text: str) -> None:
+        """A line that begins a part of what people read."""
+        self.out.print(Text.assemble("\n", (clean(text), "bold")))
+
     def line(self, text: str) -> None:
         """One line of data for people."""
         self.out.print(Text(clean(text)))
@@ -53,10 +58,19 @@ class Screen:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Rows for people; every cell is made harmless first."""
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        table = Table(*columns, box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for row in rows:
             table.add_row(*(cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row))
         self.out.print(table)
+
+    @contextlib.contextmanager
+    def waiting(self, words: str) -> Iterator[Callable[[str], None]]:
+        """Something that moves on stderr while people wait, if that is a terminal; call what it gives to say more."""
+        if self.json or not self.err.is_terminal:
+            yield lambda _: None
+            return
+        with self.err.status(words) as status:
+            yield status.update
 
     def show(self, values: Sequence[Any], columns: Sequence[str], row: Any) -> None:
         """A list: one JSON object per line, or a table with `row(value)` as its cells."""

@@ -26,6 +26,7 @@ class Plan:
     processes: int
     open_files: int
     cpu_seconds: float
+    data_bytes: int  # a bound on each process's own memory where no group bounds them together; 0: none
     warm_runner: bool
     exec_runner: bool  # zygote = "none": user code never shares the zygote's address layout
     time_namespace: bool

@@ -148,7 +148,9 @@ def _lower(what: int, value: int) -> sc.Call:
 def rlimits(ctx: Context) -> Calls:
     """The backstop behind the groups, and the whole fence where there are none."""
     plan = ctx.plan
+    data = [_lower(resource.RLIMIT_DATA, plan.data_bytes)] if plan.data_bytes else []
     return [
+        *data,
         _lower(resource.RLIMIT_CORE, 0),  # attack 26: no core on the host, no helper run
         _lower(resource.RLIMIT_NOFILE, plan.open_files),
         _lower(resource.RLIMIT_NPROC, plan.processes + 2),

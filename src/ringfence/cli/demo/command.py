@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +56,7 @@ def demo(screen: Screen, state: str | None, port: int | None, out: Path, stay: b
     finally:
         if fresh and not stay:
             daemon.stop()
-    _next(screen, url, key, stay=stay or not fresh)
+    _next(screen, url, key, stay=stay or not fresh, stop=f"serve --stop{f' --state {state}' if state else ''}")
     return 0 if held else 1
 
 
@@ -79,11 +81,12 @@ def _key(settings: ServerSettings, url: str) -> str:
 
 def _job(screen: Screen, client: Client, chart: Path) -> None:
     phases = job.Phases()
-    screen.say(f"\n1. A data job: {job.ROWS:,} orders, made here, crunched by pandas in a sandbox", style="bold")
-    found = job.perform(client, chart, phases)
     if screen.json:
+        found = job.perform(client, chart, phases)
         screen.data({"job": found, "chart": str(chart), "seconds": phases.seconds})
         return
+    screen.heading(f"1. A data job: {job.ROWS:,} orders, made here, crunched by pandas in a sandbox")
+    found = job.perform(client, chart, phases)
     rows = [(name, f"{count:,}", f"{mean:,.2f}", f"{total:,.0f}") for name, total, count, mean in found.regions]
     screen.table(("REGION", "ORDERS", "AVERAGE", "REVENUE"), rows)
     trend = f"{found.growth:+.1%} on the year before; best month {found.best_month}; best product {found.best_product}"
@@ -93,14 +96,17 @@ def _job(screen: Screen, client: Client, chart: Path) -> None:
 
 
 def _tour(screen: Screen, client: Client, port: int) -> bool:
-    screen.say("\n2. A tour of attacks: real programs, each in a sandbox of its own, beside a neighbour", style="bold")
+    if not screen.json:
+        screen.heading("2. A tour of attacks: real programs, each in a sandbox of its own, beside a neighbour")
     verdicts = []
-    for verdict in hostile.tour(client, _address(), port):
-        verdicts.append(verdict)
-        screen.say(f"   {verdict.title}: {'contained' if verdict.contained else 'NOT CONTAINED'}")
+    with screen.waiting("attacking") as tell:
+        for verdict in hostile.tour(client, _address(), port):
+            verdicts.append(verdict)
+            tell(f"attacking: {verdict.title} is over")
     screen.show(verdicts, COLUMNS, _cells)
     held = sum(verdict.contained for verdict in verdicts)
-    screen.say(f"{held} of {len(verdicts)} contained", style="green" if held == len(verdicts) else "bold red")
+    if not screen.json:
+        screen.line(f"{held} of {len(verdicts)} contained")
     return held == len(verdicts)
 
 
@@ -120,24 +126,26 @@ def _address() -> str:
         return address
 
 
-def _next(screen: Screen, url: str, key: str, *, stay: bool) -> None:
+def _next(screen: Screen, url: str, key: str, *, stay: bool, stop: str) -> None:
     if screen.json:
         screen.data({"url": url, "key": key, "running": stay})
         return
     if not stay:
-        screen.say("\nThe server is stopped. Start one with: ringfence serve")
+        screen.heading("The server is stopped. Start one with: ringfence serve")
         return
-    screen.say("\n3. Your turn", style="bold")
-    for line in _lines(url, key):
+    screen.heading(f"3. Your turn: the server stays at {url}")
+    for line in _lines(url, key, stop):
         screen.line(line)
 
 
-def _lines(url: str, key: str) -> tuple[str, ...]:
+def _lines(url: str, key: str, stop: str) -> tuple[str, ...]:
     headers = """-H "Authorization: Bearer $RINGFENCE_KEY" -H "Content-Type: application/json\""""
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else sys.executable
+    command = "ringfence" if shutil.which("ringfence") else f"{python} -m ringfence"
     return (
         f"export RINGFENCE_URL={url} RINGFENCE_KEY={key}",
-        f"""curl -s {url}/v1/runs {headers} -d '{{"code": "print(6 * 7)"}}'""",
-        """python3 -c 'from ringfence import Client; print(Client().run("print(6 * 7)").stdout)'""",
-        "ringfence sandbox shell $(ringfence sandbox create -t python)",
-        "ringfence serve --stop",
+        f"""curl -s $RINGFENCE_URL/v1/runs {headers} -d '{{"code": "print(6 * 7)"}}'""",
+        f"""{python} -c 'from ringfence import Client; print(Client().run("print(6 * 7)").stdout)'""",
+        f"{command} sandbox shell $({command} sandbox create -t python)",
+        f"{command} {stop}    # when you have seen enough",
     )

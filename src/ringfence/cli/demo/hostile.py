@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import tempfile
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ringfence.cli.output import size, span
 from ringfence.client import Client, RunResult, Sandbox
 from ringfence.client.errors import described
 from ringfence.domain.errors import RingfenceError
@@ -23,10 +23,11 @@ LAST_LINE: Final = 160
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """One attack: what it tries, its program, and what must be true of the result when it was contained."""
+    """One attack: its program, the wall it runs against, and what must be true of the result when that held."""
 
     title: str
     code: str
+    wall: str
     held: Judge
     limits: Mapping[str, float] = field(default_factory=dict)
     timeout: float = 10.0
@@ -61,7 +62,6 @@ def either(first: Judge, second: Judge) -> Judge:
 
 FORK: Final = """
 import os, time
-made = 0
 try:
     while True:
         if os.fork() == 0:
@@ -70,9 +70,9 @@ try:
                     os.fork()
                 except OSError:
                     time.sleep(0.01)
-        made += 1
 except OSError as error:
-    print(f"refused after {made} forks of its own: {error.strerror}")
+    alive = sum(name.isdigit() for name in os.listdir("/proc"))
+    print(f"refused at {alive} processes: {error.strerror}")
 """
 MEMORY: Final = """
 kept = []
@@ -182,16 +182,19 @@ while True:
 def deeds(canary: str, host: str, port: int) -> tuple[Deed, ...]:
     """Every attack of the tour, aimed at a file of this host, its address and the server's own port."""
     aimed = f"CANARY = {canary!r}\n" + SECRETS, f"HOST, PORT = {host!r}, {port}\n" + NETWORK
+    filled = either(said("refused after"), ended(How.DISK_FULL))
+    refused = either(said("refused all"), ended(How.POLICY_KILLED))
     return (
-        Deed("fork bomb", FORK, said("refused after"), {"processes": 64}),
-        Deed("memory bomb", MEMORY, ended(How.OUT_OF_MEMORY), {"memory_bytes": 128 * MIB}),
-        Deed("fill the disk", DISK, either(said("refused after"), ended(How.DISK_FULL)), {"scratch_bytes": 32 * MIB}),
-        Deed("read the host's secrets", aimed[0], said("found no file")),
-        Deed("reach the network", aimed[1], said("reached nothing")),
-        Deed("kill every process", KILL, lambda _: True),  # judged by what is still alive afterwards
-        Deed("break the walls", WALLS, either(said("refused all"), ended(How.POLICY_KILLED))),
-        Deed("flood of output", FLOOD, ended(How.OUTPUT_CAPPED), {"output_bytes": 1 * MIB}),
-        Deed("loop for ever", LOOP, ended(How.TIMED_OUT), timeout=1.0),
+        Deed("fork bomb", FORK, "the limit of 64 processes", said("refused at"), {"processes": 64}),
+        Deed("memory bomb", MEMORY, "the limit of 128 MiB", ended(How.OUT_OF_MEMORY), {"memory_bytes": 128 * MIB}),
+        Deed("fill the disk", DISK, "the limit of 32 MiB of scratch space", filled, {"scratch_bytes": 32 * MIB}),
+        Deed("read the host's secrets", aimed[0], "a root file system and processes of its own", said("found no file")),
+        Deed("reach the network", aimed[1], "a network of its own, with nothing in it", said("reached nothing")),
+        # Judged by what is still alive afterwards: every attack is followed by a look at the neighbour.
+        Deed("kill every process", KILL, "a process namespace of its own", lambda _: True),
+        Deed("break the walls", WALLS, "no capability, and an allow list of system calls", refused),
+        Deed("flood of output", FLOOD, "the limit of 1 MiB", ended(How.OUTPUT_CAPPED), {"output_bytes": 1 * MIB}),
+        Deed("loop for ever", LOOP, "the time limit of 1 s", ended(How.TIMED_OUT), timeout=1.0),
     )
 
 
@@ -212,7 +215,8 @@ def _judged(client: Client, neighbour: Sandbox, deed: Deed) -> Verdict:
     began = time.monotonic()
     try:
         result = client.run(deed.code, template="base", limits=deed.limits, timeout=deed.timeout)
-        held, happened, how, why = deed.held(result), _last_line(result), str(result.exit.how), _why(result)
+        held, how = deed.held(result), str(result.exit.how)
+        happened, why = _happened(result), result.exit.reason or deed.wall
     except RingfenceError as error:
         # Our own fault is not containment: a demo that called it so would hide a bug.
         held, happened, how, why = False, f"error[{error.code}]", "error", error.cause
@@ -229,13 +233,13 @@ def _unharmed(neighbour: Sandbox) -> bool:
         return False
 
 
-def _last_line(result: RunResult) -> str:
-    """The last thing it said, or, of a program that was stopped in mid-course, what it had done."""
-    lines = [line for line in (result.stdout or result.stderr).splitlines() if line.strip()]
+def _happened(result: RunResult) -> str:
+    """What it said last, or, of a program that was ended in mid-course, how far it had come."""
     if result.exit.how is How.OUTPUT_CAPPED:
-        return f"wrote {len(result.stdout_bytes) >> 10} KiB, then was cut off"
-    return re.sub(r"\s+", " ", lines[-1])[:LAST_LINE] if lines else "said nothing"
-
-
-def _why(result: RunResult) -> str:
-    return result.exit.reason or described(result.exit)
+        return f"wrote {size(len(result.stdout_bytes))}, then was cut off"
+    if result.exit.how is How.OUT_OF_MEMORY:
+        return f"held {size(result.usage.peak_memory_bytes)}, then was ended"
+    if result.exit.how is How.TIMED_OUT:
+        return f"used {span(result.usage.cpu_seconds)} of processor, then was ended"
+    lines = [line for line in (result.stdout or result.stderr).splitlines() if line.strip()]
+    return " ".join(lines[-1].split())[:LAST_LINE] if lines else f"said nothing; {described(result.exit)}"

@@ -30,6 +30,7 @@ from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
+DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
 GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
 GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 UID_FLOOR: Final = 0x2000_0000  # above every range a distribution hands out in /etc/subuid by default
@@ -226,6 +227,7 @@ class Jail:
             processes=limits.processes,
             open_files=limits.open_files,
             cpu_seconds=limits.cpu_seconds,
+            data_bytes=0 if "memory" in self._groups.enforces else limits.memory_bytes + DATA_SPARE,
             warm_runner=spec.one_shot,
             exec_runner=spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,

@@ -26,7 +26,8 @@ def _read(path: str) -> str:
 
 def tree(pid: int) -> list[int]:
     """A process and everything below it; orphans are process 1's children, so nothing of a sandbox is missed."""
-    found, queue = [], [pid]
+    found: list[int] = []
+    queue = [pid]
     while queue and len(found) < MOST:
         one = queue.pop()
         found.append(one)

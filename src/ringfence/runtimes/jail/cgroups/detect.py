@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ REMEDY: Final = "systemd-run --user --scope -p Delegate=yes"
 #: Processes of ours may be forked while we move them.
 MOVE_ROUNDS: Final = 16
 
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
@@ -46,7 +49,7 @@ def mounts_in(mountinfo: str) -> Mounts:
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
-        where = Path(left.split(" ")[4].encode().decode("unicode_escape"))
+        where = Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), left.split(" ")[4]))
         if kind == "cgroup2":
             v2 = v2 or where
         elif kind == "cgroup":
