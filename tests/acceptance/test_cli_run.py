@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.served import served
+from tests.support.served import TEMPLATES, served
 
 
 def test_a_file_runs_as_if_it_ran_here(tmp_path: Path) -> None:
@@ -89,6 +91,39 @@ def test_output_is_made_safe_for_a_terminal_and_left_alone_in_a_pipe() -> None:
     code = r"print('a\x1b]52;c;eA==\x07\x1b[31mred\x1b[0m\x1b[2Jz')"
     assert served().run("run", "-c", code).stdout == b"a\x1b]52;c;eA==\x07\x1b[31mred\x1b[0m\x1b[2Jz\n"
     assert on_terminal("run", "-c", code, "--no-stdin") == b"a\x1b[31mred\x1b[0mz\r\n"
+
+
+def test_an_interrupt_stops_the_run_and_exits_130() -> None:
+    """Ctrl-C ends the command, and the program with it."""
+    command = [sys.executable, "-m", "ringfence", "run", "--no-stdin", "-l", "case=interrupt", "-c"]
+    endless = "import time\nwhile True: print('tick', flush=True); time.sleep(0.05)"
+    with subprocess.Popen([*command, endless], env=served().env, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"tick\n"
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+    assert child.returncode == 130
+    with served().client() as client:
+        for _ in range(100):
+            (record,) = client.runs({"case": "interrupt"})
+            if record.state != "running":
+                return
+            time.sleep(0.05)
+    pytest.fail("the run goes on without its client")
+
+
+def test_without_a_server_one_is_started_for_the_run(tmp_path: Path) -> None:
+    """A newcomer's first `ringfence run` works; nothing of the server is on the program's output."""
+    tmp_path.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")}
+    env |= {
+        "RINGFENCE_STATE": str(tmp_path / "state"),
+        "RINGFENCE_TEMPLATES": TEMPLATES,
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "ringfence", "run", "--no-stdin", "-c", "print(6 * 7); raise SystemExit(4)"]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"42\n", b"", 4)
 
 
 def on_terminal(*words: str) -> bytes:

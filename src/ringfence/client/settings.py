@@ -51,8 +51,9 @@ def target(url: str | None = None, key: str | None = None, timeout: float | None
 
 
 def configured(url: str | None = None) -> bool:
-    """Whether anybody said where the server is."""
-    return bool(config.read_client(url=url).url)
+    """Whether anybody said where the server is, or gave a key that only a server already running can know."""
+    found = config.read_client(url=url)
+    return bool(found.url or found.key)
 
 
 def _checked_url(url: str) -> str:

@@ -70,20 +70,6 @@ class Agent:
         self.programs: dict[int, processes.Process] = {}
         self.spare: Spare | None = None
         self.runs = 0
-        self.ops: dict[str, Callable[[Stream, dict[str, Any]], None]] = {
-            "exec": self.op_exec,
-            "run": self.op_run,
-            "attach": self.op_attach,
-            "list": self.op_list,
-            "signal": self.op_signal,
-            "resize": self.op_resize,
-            "input": self.op_input,
-            "notice": self.op_notice,
-            "ping": lambda stream, _: stream.end({}),
-        }
-        for table in (files.OPS, watch.OPS, tunnel.OPS):
-            for name, op in table.items():
-                self.ops[name] = lambda stream, request, op=op: op(self.context, stream, request)  # type: ignore[misc]
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -91,12 +77,18 @@ class Agent:
         """Answer one request; whatever it holds, the agent lives on."""
         try:
             request = json.loads(payload)
-            op = self.ops[request["op"]]
+            name = request["op"]
+            known = name in OWN_OPS or name in GUEST_OPS
         except (ValueError, KeyError, TypeError, RecursionError):
+            known = False
+        if not known:
             stream.fail("bad_request", "not a request this agent knows")
             return
         try:
-            op(stream, request)
+            if name in OWN_OPS:
+                OWN_OPS[name](self, stream, request)
+            else:
+                GUEST_OPS[name](self.context, stream, request)
         except BadAsk as refusal:
             stream.fail(refusal.code, str(refusal))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -212,6 +204,10 @@ class Agent:
         """A line to everyone at a terminal of this sandbox."""
         for program in self.programs.values():
             program.notice(str(request["text"])[:500])
+        stream.end({})
+
+    def op_ping(self, stream: Stream, _: dict[str, Any]) -> None:
+        """Say that there is somebody here."""
         stream.end({})
 
     # -- starting programs ----------------------------------------------------------------------------------
@@ -360,6 +356,21 @@ class Agent:
         if spare.orders.recv(1) != runner.READY:
             raise StepFailed("reseed", "the waiting interpreter did not renew its random state")
         spare.ready = True
+
+
+# Made once, in the zygote: a table built in every sandbox would be pages copied in every sandbox.
+OWN_OPS: Final[dict[str, Callable[[Agent, Stream, dict[str, Any]], None]]] = {
+    "exec": Agent.op_exec,
+    "run": Agent.op_run,
+    "attach": Agent.op_attach,
+    "list": Agent.op_list,
+    "signal": Agent.op_signal,
+    "resize": Agent.op_resize,
+    "input": Agent.op_input,
+    "notice": Agent.op_notice,
+    "ping": Agent.op_ping,
+}
+GUEST_OPS: Final = {**files.OPS, **watch.OPS, **tunnel.OPS}
 
 
 class Input(Handler):
