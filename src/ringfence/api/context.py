@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 from litestar import Request
 from litestar.connection import ASGIConnection
-from litestar.params import Parameter
+from litestar.params import FromPath, PathParameter, QueryParameter
 
 from ringfence.api.auth import Caller
 from ringfence.domain.errors import BadRequest
@@ -15,11 +15,13 @@ from ringfence.engine.engine import Engine
 from ringfence.store.base import Filter
 
 AnyRequest = Request[Any, Any, Any]
-Limit = Annotated[int, Parameter(ge=1, le=1000, description="How many at most.")]
-Cursor = Annotated[str | None, Parameter(description="`next_cursor` of the page before.")]
-Labels = Annotated[list[str] | None, Parameter(query="label", description="`name=value`; repeat it to narrow.")]
-Path = Annotated[str, Parameter(description="A path inside the sandbox; relative ones start at /home/user.")]
-Pid = Annotated[int, Parameter(ge=1, le=2**31 - 1)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="How many at most.")]
+Cursor = Annotated[str | None, QueryParameter(description="`next_cursor` of the page before.")]
+Labels = Annotated[list[str] | None, QueryParameter(name="label", description="`name=value`; repeat it to narrow.")]
+Path = Annotated[str, QueryParameter(description="A path inside the sandbox; relative ones start at /home/user.")]
+Pid = Annotated[int, PathParameter(ge=1, le=2**31 - 1)]
+Flag = Annotated[bool, QueryParameter()]
+Id = FromPath[str]
 
 
 def engine_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Engine:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from ringfence import wire
 from ringfence.api.auth import KEY, OPEN
-from ringfence.api.context import AnyRequest, engine_of, tenant_of
+from ringfence.api.context import AnyRequest, Id, engine_of, tenant_of
 from ringfence.api.streaming import HEARTBEAT_SECONDS, Sink, events
 from ringfence.domain.errors import BadRequest
 
 After = Annotated[
-    int | None, Parameter(ge=0, le=2**63 - 1, description="Only events with a larger id; default: from now on.")
+    int | None, QueryParameter(ge=0, le=2**63 - 1, description="Only events with a larger id; default: from now on.")
 ]
 
 
@@ -37,7 +37,7 @@ async def get_status(request: AnyRequest) -> wire.Status:
 
 
 @get("/v1/why/{subject:str}", opt=KEY, tags=["machine"])
-async def get_why(request: AnyRequest, subject: str) -> wire.Why:
+async def get_why(request: AnyRequest, subject: Id) -> wire.Why:
     """Why a run or a sandbox ended as it did, and where its time went, in plain words."""
     return await engine_of(request).why(tenant_of(request), subject)
 

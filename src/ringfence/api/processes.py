@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from litestar import Response, get, post
+from litestar.params import JSONBody
 
 from ringfence import wire
 from ringfence.api.auth import KEY
-from ringfence.api.context import AnyRequest, Pid, engine_of, tenant_of
+from ringfence.api.context import AnyRequest, Flag, Id, Pid, engine_of, tenant_of
 from ringfence.api.streaming import Sink, body_chunks, copy_output, ndjson, while_connected
 from ringfence.api.strict import RUN_BYTES
 from ringfence.engine.processes import LiveProcess
@@ -23,7 +24,7 @@ async def _follow(live: LiveProcess, sink: Sink) -> None:
 
 
 @post(BASE, opt=KEY, status_code=200, request_max_body_size=RUN_BYTES, tags=["processes"])
-async def start_process(request: AnyRequest, sandbox_id: str, data: wire.ProcessRequest) -> wire.ProcessResult:
+async def start_process(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.ProcessRequest]) -> wire.ProcessResult:
     """Start a process: answered with its result, line by line with `stream`, or at once (202) with `detach`.
 
     A client that disconnects stops its process, unless it was detached.
@@ -43,13 +44,13 @@ async def start_process(request: AnyRequest, sandbox_id: str, data: wire.Process
 
 
 @get(BASE, opt=KEY, tags=["processes"])
-async def list_processes(request: AnyRequest, sandbox_id: str) -> wire.ProcessList:
+async def list_processes(request: AnyRequest, sandbox_id: Id) -> wire.ProcessList:
     """Every process started through the API."""
     return wire.ProcessList(processes=await engine_of(request).processes.list(tenant_of(request), sandbox_id))
 
 
 @get(BASE + "/{pid:int}/output", opt=KEY, tags=["processes"], media_type=wire.NDJSON)
-async def follow_process(request: AnyRequest, sandbox_id: str, pid: Pid) -> wire.Line:
+async def follow_process(request: AnyRequest, sandbox_id: Id, pid: Pid) -> wire.Line:
     """What a process wrote lately, then what it writes, line by line, then its end. Leaving leaves it alone."""
     engine, tenant = engine_of(request).processes, tenant_of(request)
 
@@ -61,19 +62,19 @@ async def follow_process(request: AnyRequest, sandbox_id: str, pid: Pid) -> wire
 
 
 @post(BASE + "/{pid:int}/signal", opt=KEY, status_code=204, tags=["processes"])
-async def signal_process(request: AnyRequest, sandbox_id: str, pid: Pid, data: wire.SignalRequest) -> None:
+async def signal_process(request: AnyRequest, sandbox_id: Id, pid: Pid, data: JSONBody[wire.SignalRequest]) -> None:
     """Signal a process and what it started in its own session."""
     await engine_of(request).processes.signal(tenant_of(request), sandbox_id, pid, data.signal)
 
 
 @post(BASE + "/{pid:int}/resize", opt=KEY, status_code=204, tags=["processes"])
-async def resize_process(request: AnyRequest, sandbox_id: str, pid: Pid, data: wire.PtySize) -> None:
+async def resize_process(request: AnyRequest, sandbox_id: Id, pid: Pid, data: JSONBody[wire.PtySize]) -> None:
     """Resize a process's terminal."""
     await engine_of(request).processes.resize(tenant_of(request), sandbox_id, pid, data)
 
 
 @post(BASE + "/{pid:int}/input", opt=KEY, status_code=204, tags=["processes"])
-async def feed_process(request: AnyRequest, sandbox_id: str, pid: Pid, close: bool = False) -> None:
+async def feed_process(request: AnyRequest, sandbox_id: Id, pid: Pid, close: Flag = False) -> None:
     """The raw body becomes input of a process started with `stdin_open`; `close` ends its input after."""
     engine = engine_of(request).processes
     await engine.input(tenant_of(request), sandbox_id, pid, body_chunks(request), close=close)

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import msgspec
 from litestar import get, post
+from litestar.params import JSONBody
 
 from ringfence import wire
 from ringfence.api.auth import KEY
-from ringfence.api.context import AnyRequest, Cursor, Labels, Limit, engine_of, tenant_of, wanted
+from ringfence.api.context import AnyRequest, Cursor, Id, Labels, Limit, engine_of, tenant_of, wanted
 from ringfence.api.streaming import Encoded, Sink, Streamed, copy_output, ndjson, while_connected
 from ringfence.api.strict import RUN_BYTES
 from ringfence.engine.engine import Engine
@@ -38,7 +39,7 @@ def _brief(body: bytes) -> bytes:
 
 
 @post("/v1/runs", opt=KEY, status_code=200, request_max_body_size=RUN_BYTES, tags=["runs"])
-async def create_run(request: AnyRequest, data: wire.RunRequest) -> wire.Run:
+async def create_run(request: AnyRequest, data: JSONBody[wire.RunRequest]) -> wire.Run:
     """Run a program in a fresh sandbox and answer with its result, or line by line with `stream`.
 
     A client that disconnects stops the run. Repeating an Idempotency-Key gives the first answer again.
@@ -95,7 +96,7 @@ def _started(run_id: str, sandbox: str | None, payload: bytes) -> wire.Line | No
 
 
 @get("/v1/runs/{run_id:str}", opt=KEY, tags=["runs"])
-async def get_run(request: AnyRequest, run_id: str) -> wire.Run:
+async def get_run(request: AnyRequest, run_id: Id) -> wire.Run:
     """A run's record; its output is not kept."""
     return await engine_of(request).runs.get(tenant_of(request), run_id)
 

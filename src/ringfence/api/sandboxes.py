@@ -6,26 +6,26 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Response, delete, get, post
-from litestar.params import Parameter
+from litestar.params import JSONBody, QueryParameter
 
 from ringfence import wire
 from ringfence.api.auth import KEY
-from ringfence.api.context import AnyRequest, Cursor, Labels, Limit, engine_of, tenant_of, wanted
+from ringfence.api.context import AnyRequest, Cursor, Id, Labels, Limit, engine_of, tenant_of, wanted
 from ringfence.api.runs import claim_of
 from ringfence.domain.sandbox import State
 from ringfence.engine.engine import Engine
 
 _encode: Final = msgspec.json.Encoder().encode
 _id: Final = msgspec.json.Decoder(wire.Sandbox)
-States = Annotated[State | None, Parameter(query="state", description="Only those in this state.")]
+States = Annotated[State | None, QueryParameter(name="state", description="Only those in this state.")]
 
 
-async def _made(engine: Engine, tenant: str, data: wire.SandboxRequest) -> tuple[int, bytes]:
+async def _made(engine: Engine, tenant: str, data: JSONBody[wire.SandboxRequest]) -> tuple[int, bytes]:
     return 201, _encode(await engine.sandboxes.create(tenant, data))
 
 
 @post("/v1/sandboxes", opt=KEY, status_code=201, tags=["sandboxes"])
-async def create_sandbox(request: AnyRequest, data: wire.SandboxRequest) -> wire.Sandbox:
+async def create_sandbox(request: AnyRequest, data: JSONBody[wire.SandboxRequest]) -> wire.Sandbox:
     """Create a sandbox that lives for `ttl_seconds`. Repeating an Idempotency-Key gives the first answer again."""
     engine, tenant = engine_of(request), tenant_of(request)
     claim = await claim_of(request, tenant, "POST /v1/sandboxes")
@@ -38,7 +38,7 @@ async def create_sandbox(request: AnyRequest, data: wire.SandboxRequest) -> wire
 
 
 @get("/v1/sandboxes/{sandbox_id:str}", opt=KEY, tags=["sandboxes"])
-async def get_sandbox(request: AnyRequest, sandbox_id: str) -> wire.Sandbox:
+async def get_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
     """A sandbox as it is; after its end, as it ended."""
     return await engine_of(request).sandboxes.get(tenant_of(request), sandbox_id)
 
@@ -54,13 +54,13 @@ async def list_sandboxes(
 
 
 @post("/v1/sandboxes/{sandbox_id:str}/extend", opt=KEY, status_code=200, tags=["sandboxes"])
-async def extend_sandbox(request: AnyRequest, sandbox_id: str, data: wire.ExtendRequest) -> wire.Sandbox:
+async def extend_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.ExtendRequest]) -> wire.Sandbox:
     """Expire `ttl_seconds` from now instead."""
     return await engine_of(request).sandboxes.extend(tenant_of(request), sandbox_id, data.ttl_seconds)
 
 
 @delete("/v1/sandboxes/{sandbox_id:str}", opt=KEY, status_code=200, tags=["sandboxes"])
-async def stop_sandbox(request: AnyRequest, sandbox_id: str) -> wire.Sandbox:
+async def stop_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
     """Stop a sandbox; answered when nothing of it is left. One that ended already is shown as it ended."""
     return await engine_of(request).sandboxes.stop(tenant_of(request), sandbox_id)
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, cast
 
 import msgspec
 from litestar import WebSocket, websocket
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 
 from ringfence import wire
 from ringfence.api.auth import KEY, REFUSAL
-from ringfence.api.context import Pid, engine_of, tenant_of
+from ringfence.api.context import Id, Pid, engine_of, tenant_of
 from ringfence.api.errors import ours
 from ringfence.api.strict import decode
 from ringfence.domain.errors import BadRequest
@@ -23,8 +23,10 @@ from ringfence.engine.processes import LiveProcess
 from ringfence.guest import frames
 
 Socket = WebSocket[Any, Any, Any]
-Size = Annotated[int, Parameter(ge=1, le=10_000)]
-Port = Annotated[int, Parameter(ge=1, le=65_535)]
+Size = Annotated[int, QueryParameter(ge=1, le=10_000)]
+Word = Annotated[str, QueryParameter()]
+Shell = Annotated[str | None, QueryParameter()]
+Port = Annotated[int, PathParameter(ge=1, le=65_535)]
 SHELL: Final = "command -v bash >/dev/null && exec bash -i; exec sh -i"
 _encode: Final = msgspec.json.Encoder().encode
 BASE: Final = "/v1/sandboxes/{sandbox_id:str}"
@@ -148,7 +150,7 @@ async def _terminal(talk: Conversation, live: LiveProcess) -> None:
 
 @websocket(BASE + "/terminal", opt=KEY)
 async def terminal(
-    socket: Socket, sandbox_id: str, cols: Size = 80, rows: Size = 24, shell: str | None = None, user: str = "user"
+    socket: Socket, sandbox_id: Id, cols: Size = 80, rows: Size = 24, shell: Shell = None, user: Word = "user"
 ) -> None:
     """A shell on a terminal. It ends when the client leaves."""
     async with conversing(socket) as talk:
@@ -166,7 +168,7 @@ async def terminal(
 
 
 @websocket(BASE + "/processes/{pid:int}/attach", opt=KEY)
-async def attach(socket: Socket, sandbox_id: str, pid: Pid) -> None:
+async def attach(socket: Socket, sandbox_id: Id, pid: Pid) -> None:
     """A running process's output so far, then both ways. It goes on when the client leaves."""
     async with (
         conversing(socket) as talk,
@@ -176,7 +178,7 @@ async def attach(socket: Socket, sandbox_id: str, pid: Pid) -> None:
 
 
 @websocket(BASE + "/tunnel/{port:int}", opt=KEY)
-async def tunnel(socket: Socket, sandbox_id: str, port: Port) -> None:
+async def tunnel(socket: Socket, sandbox_id: Id, port: Port) -> None:
     """A TCP connection to a port inside, both ways."""
     async with conversing(socket) as talk, _engine(socket).files.tunnel(tenant_of(socket), sandbox_id, port) as live:
         await talk.accept()

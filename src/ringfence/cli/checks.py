@@ -32,6 +32,7 @@ def doctor(screen: Screen, state: str | None) -> int:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[PROBE]...")
 @click.option("--list", "list_", is_flag=True, help="Name the probes and stop.")
+@click.option("--runtime", metavar="NAME", help="Attack this way to isolate (default: auto).")
 @click.option("--url", metavar="URL", help="Attack this server (default: one started for this).")
 @state_option
 @screen_options

@@ -61,7 +61,13 @@ class Screen:
         table = Table(*columns, box=None, pad_edge=False, header_style="bold", show_header=any(columns))
         for row in rows:
             table.add_row(*(cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row))
-        self.out.print(table)
+        console = self.out
+        if console.is_terminal:
+            console.print(table)
+            return
+        with console.capture() as captured:  # the padding that fills a screen is noise in a file
+            console.print(table)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
     @contextlib.contextmanager
     def waiting(self, words: str) -> Iterator[Callable[[str], None]]:

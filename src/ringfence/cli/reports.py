@@ -107,9 +107,15 @@ def status(shared: Shared) -> None:
         ("tenant", found.tenant),
         ("sandboxes", str(found.sandboxes)),
         ("runs", str(found.runs)),
-        *((f"pool {pool.get('template', '')}", _details(pool)) for pool in found.pools),
+        *map(_pool_cells, found.pools),
     ]
     shared.screen.table(("", ""), rows)
+
+
+def _pool_cells(pool: Mapping[str, Any]) -> tuple[str, str]:
+    kind = " for runs" if pool.get("one_shot") else ""
+    counts = ", ".join(f"{pool[name]} {name}" for name in ("idle", "starting", "waiting") if name in pool)
+    return (f"warm {pool.get('template', '')}{kind}", f"{counts}; {pool.get('least')} to {pool.get('most')}")
 
 
 @click.command()

@@ -162,7 +162,7 @@ def exec_(shared: Shared, id_: str, command: tuple[str, ...], detach: bool, no_s
         result = program.relay(place.stream(command=what, **options), shared.screen)
     if shared.screen.json:
         shared.screen.data(program.as_json(result))
-    return program.last_word(shared.screen, result.exit, truncated=result.truncated, why=id_)
+    return program.last_word(shared.screen, result.exit, truncated=result.truncated)
 
 
 def _detached(screen: Screen, process: Process) -> int:

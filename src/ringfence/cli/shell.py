@@ -45,7 +45,7 @@ def shell(shared: Shared, id_: str, shell_: str | None, raw: bool) -> int:
     if ended is None:
         shared.screen.say("ringfence: left; the sandbox lives on")
         return 0
-    return program.last_word(shared.screen, ended, truncated=False, why=id_)
+    return program.last_word(shared.screen, ended, truncated=False)
 
 
 async def _session(url: str | None, sandbox: str, shell_: str | None, *, raw: bool) -> Exit | None:

@@ -68,7 +68,7 @@ BY_CODE: Final[dict[str, Words]] = {
     ),
     "api_stopping": Words("The server was shut down while this ran.", "Run it again."),
     "sandbox_lost": Words(
-        "The sandbox vanished or broke the protocol before the program's fate was known.",
+        "The sandbox vanished or broke the protocol, so the program's fate is not known.",
         "Run it again. If it repeats with the same program, that program disturbs its sandbox's process 1.",
     ),
     "sandbox_refused": Words(

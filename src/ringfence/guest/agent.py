@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import socket
@@ -45,11 +46,11 @@ def first_frame(message: dict[str, Any]) -> bytes:
 class Spare:
     """A fork of the interpreter that waits for its program."""
 
-    def __init__(self, pid: int, ends: processes.Ends, orders: socket.socket) -> None:
+    def __init__(self, pid: int, ends: processes.Ends, orders: socket.socket, report: mmap.mmap) -> None:
         self.pid = pid
         self.ends = ends
         self.orders = orders
-        self.ready = False
+        self.report = report
 
 
 class Agent:
@@ -135,35 +136,17 @@ class Agent:
         self.runs += 1
         data = runner.encode_order(order)
         program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
-        self._send_order(spare, program, data)
+        program.report = spare.report
+        self._send_order(spare, data)
 
     def _free_name(self) -> str:
         """Where a program without a name of its own is kept: never over a file its owner may have put there."""
         return f"/tmp/run-{self.runs}.py" if self.runs else "main.py"  # noqa: S108 - the sandbox's own
 
-    def _send_order(self, spare: Spare, program: processes.Process, data: bytes) -> None:
-        fd = spare.orders.fileno()
-        spare.orders.setblocking(True)  # the runner is waiting to read: this ends as fast as it can
-        spare.orders.settimeout(10)
+    def _send_order(self, spare: Spare, data: bytes) -> None:
+        spare.orders.settimeout(WARM_SECONDS)  # the runner is waiting to read: this ends as fast as it can
         spare.orders.sendall(data)
-        spare.orders.setblocking(False)
-
-        def reported() -> None:
-            try:
-                words = spare.orders.recv(2)
-            except BlockingIOError:
-                return
-            except OSError:
-                words = b""
-            if words == runner.READY and not spare.ready:
-                spare.ready = True
-                return
-            self.loop.forget(fd)
-            spare.orders.close()
-            if words:
-                program.ended(words[-1], None, None)
-
-        self.loop.add_reader(fd, reported)
+        spare.orders.close()
 
     def op_attach(self, stream: Stream, request: dict[str, Any]) -> None:
         """Join a program: its tail, then live."""
@@ -271,14 +254,15 @@ class Agent:
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
         uid, gid = self._user(request)
         ours, theirs = socket.socketpair()
+        report = mmap.mmap(-1, mmap.PAGESIZE)
         pid = sc.fork(self.tid_address)
         if pid == 0:
-            self._become_runner(ends, theirs.fileno(), uid, gid)
+            self._become_runner(ends, theirs.fileno(), report, uid, gid)
         ends.close_child()
         theirs.close()
-        return Spare(pid, ends, ours)
+        return Spare(pid, ends, ours, report)
 
-    def _become_runner(self, ends: processes.Ends, orders: int, uid: int, gid: int) -> None:
+    def _become_runner(self, ends: processes.Ends, orders: int, report: mmap.mmap, uid: int, gid: int) -> None:
         """In the fork; never returns."""
         try:
             ends.into_place()
@@ -294,7 +278,7 @@ class Agent:
                 raise StepFailed("reseed", "failed on a test's wish")
             if "reseed" not in self.plan.without:
                 reseed.apply(self.reseeders)
-            runner.main(ORDER_FD)
+            runner.main(ORDER_FD, report)
         except BaseException as error:  # noqa: BLE001 - nothing may unwind into the agent's loop
             os.write(2, f"ringfence: {type(error).__name__}: {error}\n".encode())
         finally:
@@ -355,7 +339,6 @@ class Agent:
         spare.orders.settimeout(WARM_SECONDS)
         if spare.orders.recv(1) != runner.READY:
             raise StepFailed("reseed", "the waiting interpreter did not renew its random state")
-        spare.ready = True
 
 
 # Made once, in the zygote: a table built in every sandbox would be pages copied in every sandbox.

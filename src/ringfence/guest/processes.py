@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from ringfence.guest.steps import KEPT_CAPABILITIES
 from ringfence.guest.stream import Handler, Stream
 
 TAIL: Final = 64 * 1024  # bytes of each output kept for whoever attaches later
+GOING_SECONDS: Final = 0.25  # a runner that reported its end and is still there by then is made to go
 _FULL_BYTES: Final = 64 * 1024  # a scratch with less than this left counts as full
 
 
@@ -124,6 +126,7 @@ class Process(Handler):
         self.started_at = time.time()
         self.fate: dict[str, Any] | None = None
         self.finished = False
+        self.report: mmap.mmap | None = None  # where a runner leaves its exit code before it exits
 
     def begin(self, timeout: float | None) -> None:
         """Start moving bytes and watching the clock."""
@@ -175,7 +178,14 @@ class Process(Handler):
         self._loop.forget(fd)
         os.close(fd)
         del self._outputs[fd]
+        if not self._outputs and self.fate is None and self.report is not None and self.report[0]:
+            self._reported(self.report[1])
         self._maybe_finish()
+
+    def _reported(self, code: int) -> None:
+        """The interpreter said its code and closed its outputs: answer now, and see that it does go."""
+        self.ended(code, None, None)
+        self._timer = self._loop.call_later(GOING_SECONDS, lambda: self.signal_group(signal.SIGKILL))
 
     def on_room(self) -> None:
         """Whoever was slow has caught up: read on."""
@@ -281,10 +291,10 @@ class Process(Handler):
 
     def ended(self, code: int | None, number: int | None, usage: resource.struct_rusage | None) -> None:
         """Its fate is known: take what is in the pipes, then answer."""
-        if self.fate is not None:
-            return
         if self._timer is not None:
             self._timer.cancel()
+        if self.fate is not None:
+            return
         how = self._how or ("exited" if number is None else "signalled")
         self.fate = {
             "how": how,

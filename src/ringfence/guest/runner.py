@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import json
+import mmap
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ import types
 from typing import Any, Final
 
 LENGTH: Final = 4
+DONE: Final = 1  # first byte of the shared page once the program has ended; the second is its exit code
 READY: Final = b"R"  # said to the agent once random state is renewed and only an order is wanting
 PYTHON: Final = "/usr/bin/python3"
 
@@ -135,23 +138,29 @@ def finish() -> None:
             continue
 
 
-def main(order_fd: int) -> None:
-    """Wait for one order, run it, report its code, exit. Never returns."""
+def main(order_fd: int, report: mmap.mmap | None = None) -> None:
+    """Wait for one order, run it, leave its code on the shared page, exit. Never returns.
+
+    The agent reads the page once our outputs are closed, and answers before the kernel has torn our memory down.
+    A page, because a descriptor would be one more thing in a program's hands.
+    """
     code, myself = 1, os.getpid()
     try:
         _fresh_streams()
         rehearse()
-        os.set_inheritable(order_fd, False)
-        os.write(order_fd, READY)
+        with contextlib.suppress(BrokenPipeError):  # whoever sent an order at once does not wait for this word
+            os.write(order_fd, READY)
         order = read_order(order_fd)
+        os.close(order_fd)
         os.chdir(order["cwd"])
         os.environ.update(order.get("env", {}))
         gc.enable()
         code = execute(order)
         finish()
-        if os.getpid() == myself:  # a child that the program forked ends here too, and speaks for nobody
-            # The agent answers on this word, before the kernel has torn our memory down.
-            os.write(order_fd, bytes((code & 0xFF,)))
+        if os.getpid() == myself and report is not None:  # a child that the program forked speaks for nobody
+            report[:2] = bytes((DONE, code & 0xFF))
+            os.close(1)
+            os.close(2)
     except EOFError:
         code = 0
     except OSError as error:

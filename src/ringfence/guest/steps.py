@@ -52,7 +52,8 @@ Calls = list[sc.Call]
 
 def closed_descriptors(_: Context) -> Calls:
     """Nothing is inherited but the null device and the channel (CVE-2024-21626: a leaked directory is a way out)."""
-    return [sc.close_from(FREE_FD)]
+    null = [sc.call("dup2", 0, 1), sc.call("dup2", 0, 2)]  # the zygote's words go to the node's log, ours must not
+    return [*null, sc.close_from(FREE_FD)]
 
 
 def uid_range(ctx: Context) -> Calls:

@@ -62,7 +62,7 @@ CAP_SETUID: Final = 7
 
 _NUMBERS: Final = {
     "write": 1, "open": 2, "close": 3, "mprotect": 10,
-    "ioctl": 16, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
+    "ioctl": 16, "dup2": 33, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
     "chmod": 90, "chown": 92, "umask": 95, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
     "capset": 126, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
     "keyctl": 250, "unshare": 272, "prlimit64": 302, "clone3": 435, "close_range": 436,

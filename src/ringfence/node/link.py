@@ -91,6 +91,9 @@ class GuestLink(asyncio.Protocol):
             raise frames.FrameError("too many open streams on one sandbox")
         stream_id = self._next
         self._next = self._next % 0xFFFF_FFF0 + 1
+        if self.lost.done():
+            asyncio.get_running_loop().call_soon(sink.on_lost)
+            return stream_id
         self._streams[stream_id] = _Stream(sink)
         self._write(frames.encode(frames.OPEN, stream_id, payload))
         return stream_id

@@ -28,7 +28,8 @@ class Live:
     labels: dict[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     created_at: float = 0.0
-    expires_at: float = 0.0
+    expires_at: float = 0.0  # for people to read
+    deadline: float = 0.0
     last_active: float = field(default_factory=time.monotonic)
     warned: bool = False
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
@@ -45,8 +46,13 @@ class Live:
         self.labels = labels
         self.limits = limits
         self.created_at = time.time()
-        self.expires_at = self.created_at + ttl
+        self.live_for(ttl)
         self.touch()
+
+    def live_for(self, seconds: float) -> None:
+        """A new end, counted from now; kept on a clock that nobody can set."""
+        self.deadline = time.monotonic() + seconds
+        self.expires_at = time.time() + seconds
 
     def touch(self) -> None:
         """Somebody used it just now."""

@@ -170,6 +170,12 @@ class Pool:
         while self.idle:
             self.end(self.idle.popleft())
 
+    async def finish(self) -> None:
+        """Close, and wait for starts under way: what they made is ended too."""
+        self.close()
+        if self._starting:
+            await asyncio.wait(list(self._starting))
+
     def describe(self) -> dict[str, Any]:
         """For status."""
         return {

@@ -50,10 +50,10 @@ class Relay:
 
     def begin(self, payload: bytes) -> None:
         """Open the guest stream. Raises FrameError when the sandbox has too many."""
+        self.stream = self.live.link.open(payload, self)
         self.live.touch()
         if self.cap is not None:
             self.live.programs += 1
-        self.stream = self.live.link.open(payload, self)
 
     def on_frame(self, type_: int, payload: bytes) -> None:
         """From the guest, upward."""

@@ -93,6 +93,7 @@ class Call:
         """The asker lost interest: what it alone wanted stops."""
         if self.unsubscribe is not None:
             self.unsubscribe()
+            self.end({})
         if self.relay is not None and not self.relay.ended.done():
             if self.one_shot:
                 self.relay.condemn(How.STOPPED, "its client went away")
@@ -163,7 +164,7 @@ class Verbs:
     async def verb_extend(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A new expiry, counted from now."""
         live = self._find(ask)
-        live.expires_at = time.time() + min(float(ask["ttl_seconds"]), MAX_TTL)
+        live.live_for(min(float(ask["ttl_seconds"]), MAX_TTL))
         live.touch()
         call.end({"sandbox": live.describe()})
 

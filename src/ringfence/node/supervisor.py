@@ -20,6 +20,7 @@ from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFau
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
+from ringfence.domain.template import NAME
 from ringfence.guest import frames
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live, Table
@@ -30,6 +31,7 @@ from ringfence.templates.catalog import Built, Catalog
 
 WATCH_SECONDS: Final = 0.5  # how often busy sandboxes' counters are read
 SWEEP_SECONDS: Final = 60.0
+CLOSE_SECONDS: Final = 0.05  # between two looks at whether the last start under way has ended
 MAX_TTL: Final = 86_400.0
 TEMPLATE_SECONDS: Final = 2.0  # a rebuilt template is seen this late
 MAX_POOLS: Final = 256
@@ -70,6 +72,7 @@ class Supervisor:
         self.started_at = time.time()
         self._templates: dict[str, tuple[float, Built]] = {}
         self._pools: dict[PoolKey, Pool] = {}
+        self._claiming = 0
         self._starting: set[str] = set()
         self._warm: dict[str, Live] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -99,7 +102,7 @@ class Supervisor:
         if known is not None and time.monotonic() - known[0] < TEMPLATE_SECONDS:
             return known[1]
         try:
-            built = self.catalog.read(name)
+            built = self.catalog.read(name if NAME.fullmatch(name) else "")
         except RingfenceError:
             raise NotFound(
                 f"no template called {name!r:.80}",
@@ -140,12 +143,12 @@ class Supervisor:
         self._starting.add(spec.id)
         try:
             started = await self.runtime.start(spec)
+            loop = asyncio.get_running_loop()
+            _, link = await loop.create_unix_connection(GuestLink, sock=started.channel)
+            live = Live(spec, started, link, self.runtime.name, self.runtime.capabilities().limits_by)
+            self._warm[live.id] = live
         finally:
             self._starting.discard(spec.id)
-        loop = asyncio.get_running_loop()
-        _, link = await loop.create_unix_connection(GuestLink, sock=started.channel)
-        live = Live(spec, started, link, self.runtime.name, self.runtime.capabilities().limits_by)
-        self._warm[live.id] = live
         return live
 
     def _end_warm(self, live: Live) -> None:
@@ -166,11 +169,15 @@ class Supervisor:
                 code="unknown_runtime",
                 remediation=f"use auto or {self.runtime.name}; see `ringfence doctor`",
             )
-        if len(self.table) >= self.settings.max_sandboxes:
+        if len(self.table) + self._claiming >= self.settings.max_sandboxes:
             raise OverQuota("this node holds as many sandboxes as it may", code="node_full")
         begun = time.monotonic()
-        pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot)
-        live = await pool.take(float(ask.get("wait_seconds", 30.0)))
+        self._claiming += 1
+        try:
+            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot)
+            live = await pool.take(float(ask.get("wait_seconds", 30.0)))
+        finally:
+            self._claiming -= 1
         taken = time.monotonic()
         self._warm.pop(live.id, None)
         live.claim(dict(ask.get("labels", {})), limits, ttl)
@@ -205,13 +212,23 @@ class Supervisor:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._end(live))
             self._ending[live.id] = task
-            task.add_done_callback(lambda _: self._ending.pop(live.id, None))
+            task.add_done_callback(lambda ended: self._ended(live, ended))
         return task
+
+    def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
+        """It is nobody's now; were something of it left, the sweep would find it."""
+        self._ending.pop(live.id, None)
+        self.table.drop(live)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed("end", error)
+
+    def _failed(self, doing: str, error: BaseException) -> None:
+        self.counters[f"{doing}_errors"] = self.counters.get(f"{doing}_errors", 0) + 1
+        os.write(2, f"ringfence node: {doing}: {type(error).__name__}: {error}\n".encode())
 
     async def _end(self, live: Live) -> None:
         live.link.close()
         await self.runtime.stop(live.id)
-        self.table.drop(live)
 
     async def stop(self, live: Live, how: How, reason: str) -> None:
         """End a sandbox; its open streams hear why. Returns when nothing of it is left."""
@@ -288,8 +305,7 @@ class Supervisor:
             try:
                 await act()
             except (OSError, RingfenceError) as error:
-                self.counters["watch_errors"] = self.counters.get("watch_errors", 0) + 1
-                os.write(2, f"ringfence node: {act.__name__}: {error}\n".encode())
+                self._failed(act.__name__, error)
 
     async def watch(self) -> None:
         """One look at everything alive: expiry, CPU time, idleness, and the pools' sizes."""
@@ -302,8 +318,8 @@ class Supervisor:
 
     def _watch_one(self, live: Live) -> None:
         limits = live.limits
-        if time.time() >= live.expires_at:
-            self._doom(live, How.TIMED_OUT, "its time to live is over")
+        if time.monotonic() >= live.deadline:
+            self._doom(live, How.TIMED_OUT, "its time to live is over", kind="sandbox.expired")
             return
         idle = 0.0 if live.programs else time.monotonic() - live.last_active
         if limits.idle_hard_seconds and idle > limits.idle_hard_seconds:
@@ -320,12 +336,17 @@ class Supervisor:
         elif "memory" not in self.runtime.capabilities().enforces and used.memory_now_bytes > limits.memory_bytes:
             self._doom(live, How.OUT_OF_MEMORY, f"needed more than the limit of {limits.memory_bytes} bytes")
 
-    def _doom(self, live: Live, how: How, reason: str) -> None:
+    def _doom(self, live: Live, how: How, reason: str, kind: str = "limit") -> None:
         live.doomed = live.doomed or (how, reason)
-        self.emit("sandbox.expired" if how is How.TIMED_OUT else "limit", live, reason=reason)
+        self.emit(kind, live, reason=reason)
         task = asyncio.get_running_loop().create_task(self.stop(live, how, reason))
         self._ending.setdefault(f"{live.id}/stop", task)
-        task.add_done_callback(lambda _: self._ending.pop(f"{live.id}/stop", None))
+        task.add_done_callback(lambda ended: self._stopped(live, ended))
+
+    def _stopped(self, live: Live, task: asyncio.Task[None]) -> None:
+        self._ending.pop(f"{live.id}/stop", None)
+        if not task.cancelled():
+            task.exception()  # told by _ended; looked at, so that nobody complains that nobody looked
 
     def _warn_idle(self, live: Live, idle: float) -> None:
         """Tell the owner, and whoever sits at a terminal, while there is still time to extend."""
@@ -341,20 +362,28 @@ class Supervisor:
         known = self.table.ids() | self._starting | set(self._warm) | {k.split("/")[0] for k in self._ending}
         for orphan in await self.runtime.found() - known:
             if orphan not in self._starting and orphan not in self._warm and orphan not in self.table.ids():
-                self.counters["swept"] = self.counters.get("swept", 0) + 1
-                await self.runtime.stop(orphan)
+                try:
+                    await self.runtime.stop(orphan)
+                except (OSError, RingfenceError) as error:
+                    self._failed("sweep", error)
+                else:
+                    self.counters["swept"] = self.counters.get("swept", 0) + 1
 
     async def close(self) -> None:
         """Stop everything; returns when nothing is left."""
         for job in self._jobs:
             job.cancel()
         for pool in self._pools.values():
-            pool.close()
+            await pool.finish()
         for live in self.table.of(None):
             if live.state is State.RUNNING:
-                await self.stop(live, How.STOPPED, "the node is shutting down")
-        while self._ending:
-            await asyncio.wait(list(self._ending.values()))
+                with contextlib.suppress(OSError, RingfenceError):  # counted where it failed; the others end too
+                    await self.stop(live, How.STOPPED, "the node is shutting down")
+        while self._ending or self._starting:
+            if self._ending:
+                await asyncio.wait(list(self._ending.values()))
+            else:
+                await asyncio.sleep(CLOSE_SECONDS)
         await self.runtime.close()
 
     # -- what it tells --------------------------------------------------------------------------------------

@@ -28,8 +28,9 @@ from ringfence.templates.catalog import Built, Catalog, recipe_named
 from ringfence.templates.progress import Printer, Progress, Report, within
 
 # Part of every recipe: raise it when the builder makes different roots from the same template.
-BUILDER_VERSION: Final = 1
-DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+BUILDER_VERSION: Final = 2
+DAMAGED: Final = ".damaged"
+PLACE: Final = re.compile(r"[0-9a-f]{64}(\.damaged)?")
 LOCK_SECONDS: Final = 1800.0
 SPACE: Final = 400 * 1024 * 1024
 SPACE_WITH_WHEELS: Final = 900 * 1024 * 1024
@@ -88,7 +89,8 @@ def _debian_layer(template: Template, root: Path, catalog: Catalog, report: Repo
     """Make the part without wheels: shared with a template that has the same, else bootstrapped."""
     wanted = recipe_digest(dataclasses.replace(template, wheels=()))
     for built in catalog.usable():
-        if built.recipe == wanted and template.wheels:
+        # A damaged layer is not shared: its damage would be part of the new root's manifest.
+        if template.wheels and built.recipe == wanted and not verify(built):
             report(Progress("debian", 1.0, f"sharing the files of {built.template.name}"))
             tree.share(built.root, root)
             return
@@ -108,19 +110,23 @@ def _make(template: Template, work: Path, catalog: Catalog, report: Report) -> N
 
 
 def _publish(template: Template, work: Path, catalog: Catalog, report: Report) -> Built:
-    """Give the finished root its name. An equal root that is already there is kept, and ours dropped."""
+    """Give the finished root its name. An equal root that is already there and intact is kept, and ours dropped."""
     report(Progress("seal", 0.95, "hashing"))
     entries = tree.manifest(work / "root")
     text = tree.manifest_text(entries)
     (work / "manifest").write_text(text)
     digest = tree.digest_of(text)
     place = catalog.directory / digest
-    if place.exists():
-        tree.remove_tree(work)
-    else:
-        work.rename(place)
     size = sum(entry.size for entry in entries)
-    return Built(template, digest, place / "root", size, time.time(), recipe_digest(template))
+    built = Built(template, digest, place / "root", size, time.time(), recipe_digest(template))
+    if place.exists() and verify(built):
+        # Sandboxes may still run on the damaged one: it is put aside, and `prune` removes it.
+        aside = place.with_suffix(DAMAGED)
+        tree.remove_tree(aside)
+        place.rename(aside)
+    if not place.exists():
+        work.rename(place)
+    return built
 
 
 def _build_afresh(template: Template, catalog: Catalog, report: Report) -> Built:
@@ -165,16 +171,14 @@ def build(
 
 
 def prune(directory: Path, report: Report, *, lock_seconds: float = LOCK_SECONDS) -> list[str]:
-    """Remove each root that no template in the catalog names any more, and return their digests.
+    """Remove each root that no template in the catalog names any more, and return the names of what was removed.
 
     For the operator, after a rebuild, when no node still runs on the old roots.
     """
     with _lock(directory, report, lock_seconds):
         _sweep(directory)
         named = {built.digest for built in Catalog(directory).load().values()}
-        spare = [
-            place.name for place in directory.iterdir() if DIGEST.fullmatch(place.name) and place.name not in named
-        ]
+        spare = [place.name for place in directory.iterdir() if PLACE.fullmatch(place.name) and place.name not in named]
         for digest in spare:
             tree.remove_tree(directory / digest)
     return sorted(spare)

@@ -25,6 +25,8 @@ REMOVED: Final = (
     "etc/.pwd.lock", "etc/dpkg/dpkg.cfg.d/ringfence", "etc/group-", "etc/gshadow", "etc/gshadow-", "etc/passwd-",
     "etc/shadow", "etc/shadow-", "etc/ssh/ssh_host_*", "etc/subgid", "etc/subgid-", "etc/subuid", "etc/subuid-",
     "var/lib/dpkg/*-old", "var/lib/dpkg/lock*",
+    # A crash reporter's hook that every start of Python would look for.
+    "etc/python3*/sitecustomize.py", "usr/lib/python3*/sitecustomize.py",
 )  # fmt: skip
 MOUNT_POINTS: Final = ("dev", "home/user", "mnt", "proc", "run", "sys", "tmp", "var/tmp")
 

@@ -25,6 +25,7 @@ PLATFORMS: Final = (
 SHEBANG: Final = re.compile(rb"\A#!(/bin/sh\n'''exec' [^\n]*\n' '''|[^\n]*python[^\n]*)\n")
 # Folders that pip leaves beside the modules and that belong one level up.
 BESIDE: Final = ("bin", "etc", "include", "share")
+TRUSTED: Final = "/etc/ssl/certs/ca-certificates.crt"
 SHARED: Final = "usr/share/ringfence/matplotlib"
 # The jail copies /etc/skel into each fresh home: there a link costs nothing, and Matplotlib looks there first.
 SKELETON: Final = "etc/skel/.cache/matplotlib"
@@ -89,9 +90,18 @@ def _forget_scripts(fetched: Path) -> None:
         record.write_text("".join(line for line in lines if not line.startswith("../")), "utf-8")
 
 
+def _trust_one_store(fetched: Path) -> None:
+    """Let certifi's users trust what the root's other programs trust, as Debian's own certifi does."""
+    bundle = fetched / "certifi/cacert.pem"
+    if bundle.is_file():
+        bundle.unlink()
+        bundle.symlink_to(TRUSTED)
+
+
 def _place(fetched: Path, root: Path) -> None:
     _adopt_scripts(fetched / "bin")
     _forget_scripts(fetched)
+    _trust_one_store(fetched)
     tree.remove(fetched, "share/man")
     for name in BESIDE:
         if (fetched / name).is_dir():

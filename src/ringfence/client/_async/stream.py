@@ -22,6 +22,7 @@ from ringfence.client.results import (
     run_result,
     with_output,
 )
+from ringfence.domain.errors import Conflict
 
 R = TypeVar("R", bound=RunResult | ProcessResult)
 OnText = Callable[[str], object]
@@ -56,7 +57,7 @@ class AsyncStream(Generic[R]):
     def result(self) -> R:
         """How the program ended, once the output has been read to its end."""
         if self._result is None:
-            raise Unreachable("the stream has not ended yet", code="not_ended", remediation="read it to its end first")
+            raise Conflict("the stream has not ended yet", code="not_ended", remediation="read it to its end first")
         return self._result
 
     async def __aenter__(self) -> Self:

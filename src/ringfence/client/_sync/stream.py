@@ -24,6 +24,7 @@ from ringfence.client.results import (
     run_result,
     with_output,
 )
+from ringfence.domain.errors import Conflict
 
 R = TypeVar("R", bound=RunResult | ProcessResult)
 OnText = Callable[[str], object]
@@ -58,7 +59,7 @@ class Stream(Generic[R]):
     def result(self) -> R:
         """How the program ended, once the output has been read to its end."""
         if self._result is None:
-            raise Unreachable("the stream has not ended yet", code="not_ended", remediation="read it to its end first")
+            raise Conflict("the stream has not ended yet", code="not_ended", remediation="read it to its end first")
         return self._result
 
     def __enter__(self) -> Self:
