@@ -37,6 +37,7 @@ NAMES: Final = {
     "asynchronous": "synchronous",
 }
 DROPPED: Final = frozenset({"async", "await"})
+CHANGED: Final = frozenset({tokenize.NAME, tokenize.STRING, tokenize.COMMENT})
 PREFIXED: Final = re.compile(r"Async(?=[A-Z])")
 WORD: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 KEYWORD_IN_PROSE: Final = re.compile(r"\basync (?=with\b|for\b|def\b)|\bawait (?=[a-z_])")
@@ -54,24 +55,22 @@ def prose(text: str) -> str:
 
 def replacement(token: tokenize.TokenInfo) -> str:
     """What stands in a token's place."""
-    if token.type == tokenize.NAME:
-        return "" if token.string in DROPPED else renamed(token.string)
-    return prose(token.string) if token.type in {tokenize.STRING, tokenize.COMMENT} else token.string
+    if token.type != tokenize.NAME:
+        return prose(token.string)
+    return "" if token.string in DROPPED else renamed(token.string)
 
 
 def translated(source: str) -> str:
     """The synchronous source for an asynchronous one; layout is kept except where a keyword went."""
-    lines = source.splitlines(keepends=True)
     starts = [0]
-    for line in lines:
+    for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     out: list[str] = []
     at = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        begin = starts[token.start[0] - 1] + token.start[1]
-        end = begin + len(token.string)
-        if begin < at or token.type in {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}:
+        if token.type not in CHANGED:
             continue
+        begin, end = (starts[row - 1] + column for row, column in (token.start, token.end))
         out += [source[at:begin], replacement(token)]
         gone = token.type == tokenize.NAME and token.string in DROPPED
         at = end + 1 if gone and source[end : end + 1] == " " else end

@@ -130,10 +130,10 @@ class Stream:
 
     async def all_stdin(self) -> bytes:
         """Everything until EOF."""
-        data = b""
+        pieces = []
         while (piece := await self.stdin.get()) is not None:
-            data += piece
-        return data
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
 class Connection(asyncio.Protocol):
