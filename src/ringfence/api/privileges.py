@@ -62,13 +62,17 @@ def own(directory: Path, uid: int, gid: int) -> None:
 
 
 def _own_file(place: int, name: str, uid: int, gid: int) -> None:
-    """An earlier api may have been taken over: only a plain file with one name is given away, by descriptor."""
-    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+    """An earlier api may have been taken over: only a plain file with one name is given away, by descriptor.
+
+    The descriptor only names the file: closing one that had opened it would drop SQLite's locks on it, and the next
+    to open the store would delete its log under us.
+    """
+    file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise PlatformFault(f"{name} in the api's state is not a plain file", code="store_unusable")
-        os.fchown(file, uid, gid)
+        os.chown(f"/proc/self/fd/{file}", uid, gid)
     finally:
         os.close(file)
 
