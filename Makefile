@@ -1,6 +1,7 @@
 # Everything runs in the checkout's own .venv; every target prepares what it needs and is quick the second time.
 PYTHON := .venv/bin/python
 ARGS ?=
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench fuzz test-cgroup-v2 clean
@@ -27,12 +28,15 @@ bench:  ## Measure this machine, beside bubblewrap and runc
 	@tools/setup.sh bubblewrap runc
 	@.venv/bin/ringfence bench $(ARGS)
 
-fuzz: setup  ## Feed the parsers and the protocol what nobody expects
-	@$(PYTHON) -m pytest tests/fuzz $(ARGS)
+fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check atheris
+	@mkdir -p build/fuzz
+	@cd build/fuzz && for target in ../../tests/fuzz/fuzz_*.py; do \
+	    ../../$(PYTHON) $$target -max_total_time=$(SECONDS) . ../../tests/fuzz/corpus || exit 1; done
 
 test-cgroup-v2:  ## Run the limit tests in a small virtual machine that has only cgroup v2
 	@tools/setup.sh qemu-system-x86
-	@tools/test-cgroup-v2.sh $(ARGS)
+	@$(PYTHON) -m tests.cgroup_v2.run $(ARGS)
 
 clean:  ## Remove .venv and caches; templates and state stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -159,7 +159,7 @@ def snapshot(state: Path) -> Ledger:
         system_v=frozenset(_system_v()),
         shared_memory=frozenset(_names("/dev/shm")),
         queues=frozenset(_names("/dev/mqueue")),
-        temporary=frozenset(_names("/tmp", "ringfence-")),
+        temporary=frozenset(_names("/tmp", "ringfence-own-") | _names("/tmp", "ringfence-attack-")),
         sockets=frozenset(_sockets(state)),
         links=frozenset(_names("/sys/class/net")),
         kernel=frozenset({f"tainted {_text('/proc/sys/kernel/tainted').strip()}"}),

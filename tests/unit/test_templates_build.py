@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -146,6 +147,13 @@ def test_python_plots_at_once_and_without_a_word(built: dict[str, Built]) -> Non
     assert said == ["plotted True"]
 
 
+def test_python_trusts_one_store_of_authorities(built: dict[str, Built]) -> None:
+    """requests and curl's like believe the same certificates: the root's own."""
+    bundle = built["python"].root / PACKAGES / "certifi/cacert.pem"
+    assert os.readlink(bundle) == "/etc/ssl/certs/ca-certificates.crt"
+    assert "BEGIN CERTIFICATE" in (built["python"].root / "etc/ssl/certs/ca-certificates.crt").read_text()
+
+
 def test_python_shares_the_files_of_base(built: dict[str, Built]) -> None:
     """One copy of bash on disk and in memory serves both."""
     shells = [(built[name].root / "usr/bin/bash").stat() for name in ("base", "python")]
@@ -199,15 +207,27 @@ def test_a_wheel_that_does_not_exist_is_refused_by_name(workshop: Path) -> None:
 def test_verifying_names_a_changed_byte_and_a_forged_manifest(sample: Built, workshop: Path) -> None:
     """Neither the root nor its list can be altered unnoticed."""
     copy = workshop / "copy"
-    subprocess.run(["cp", "-a", sample.root.parent, copy], check=True)
-    module = copy / "root" / PACKAGES / "ringfence_sample/__init__.py"
-    text = module.read_text()
-    module.write_text(text.replace("alpha", "alphb"))
-    altered = Built(sample.template, sample.digest, copy / "root", sample.size_bytes, sample.built_at, sample.recipe)
-    assert verify(altered) == [f"{PACKAGES}/ringfence_sample/__init__.py"]
+    copy.mkdir()
+    tree.share(sample.root, copy / "root")
+    shutil.copy(sample.root.parent / "manifest", copy)
+    name = f"{PACKAGES}/ringfence_sample/__init__.py"
+    text = (sample.root / name).read_text()
+    (copy / "root" / name).unlink()
+    (copy / "root" / name).write_text(text.replace("alpha", "alphb"))
+    altered = dataclasses.replace(sample, root=copy / "root")
+    assert verify(altered) == [name]
     (copy / "manifest").write_text(tree.manifest_text(tree.manifest(copy / "root")))
     assert verify(altered) == ["manifest"]
-    shutil.rmtree(copy)
+    tree.remove_tree(copy)
+
+
+def test_building_again_heals_a_damaged_root(sample: Built, workshop: Path) -> None:
+    """The damaged root is put aside whole, for sandboxes that still run on it, until it is pruned."""
+    module = sample.root / PACKAGES / "ringfence_sample/__init__.py"
+    module.write_text("damaged")
+    assert build(SAMPLE, workshop, _quiet, rebuild=True).digest == sample.digest
+    assert verify(sample) == []
+    assert prune(workshop, _quiet) == [f"{sample.digest}.damaged"]
 
 
 def test_a_killed_build_leaves_nothing_once_the_next_one_ran(workshop: Path, tmp_path: Path) -> None:

@@ -64,7 +64,13 @@ def _version() -> str:
 
 
 def _ceiling(tenant: TenantSettings) -> Ceiling:
-    return Ceiling(tenant.max_sandboxes, tenant.max_runs, tenant.max_ttl_seconds, tenant.most())
+    return Ceiling(
+        max_sandboxes=tenant.max_sandboxes,
+        max_runs=tenant.max_runs,
+        max_requests=tenant.max_requests,
+        max_ttl_seconds=tenant.max_ttl_seconds,
+        most=tenant.most(),
+    )
 
 
 def policy_of(settings: ServerSettings) -> Policy:
@@ -137,6 +143,7 @@ def run(options: Options) -> None:
 def main() -> int:
     """Parse, serve; 0 after a clean stop."""
     logging.basicConfig(level=logging.WARNING, format="ringfence api: %(levelname)s: %(message)s")
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning for each bad request would fill the log
     try:
         run(_options())
     except RingfenceError as error:

@@ -70,13 +70,18 @@ class Authenticated:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["route_handler"].opt.get(AUTH) != "open":
-            try:
-                scope["user"] = caller_of(scope["litestar_app"].state.store, scope["headers"])
-            except RingfenceError as error:
-                scope["state"][REFUSAL] = error
-                raise
-        await self._app(scope, receive, send)
+        if scope["route_handler"].opt.get(AUTH) == "open":
+            await self._app(scope, receive, send)
+            return
+        state = scope["litestar_app"].state
+        try:
+            caller = scope["user"] = caller_of(state.store, scope["headers"])
+            place = state.engine.admission.request(caller.tenant)
+        except RingfenceError as error:
+            scope["state"][REFUSAL] = error
+            raise
+        with place:
+            await self._app(scope, receive, send)
 
 
 def check_declared(app: Litestar) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ringfence.api.auth import REFUSAL
 from ringfence.api.errors import MisdirectedRequest, SlowBody, error_body, headers_of, status_of
-from ringfence.domain.errors import Forbidden, NotFound, Refused, RingfenceError
+from ringfence.domain.errors import Forbidden, NotFound, OverQuota, Refused, RingfenceError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -17,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 UPLOAD_SECONDS: Final = 3600.0
+MOST_HELD: Final = 256 * 1024 * 1024  # bytes of JSON bodies that one tenant's requests may hold at once
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -44,6 +46,7 @@ class Front:
         self._app = app
         self._hosts = _LOOPBACK | {host.lower() for host in hosts}
         self._body_seconds = body_seconds
+        self._held: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -72,8 +75,12 @@ class Front:
         if not _has(headers, b"content-length") and not _has(headers, b"transfer-encoding"):
             await self._app(scope, receive, send)
             return
-        timed = TimedBody(receive, self._body_seconds, raw=scope["method"] == "PUT" or _raw(scope["path"]))
-        await self._app(scope, timed, send)
+        raw = scope["method"] == "PUT" or scope["path"].endswith("/input")
+        body = Body(scope, receive, self._body_seconds, None if raw else self._held)
+        try:
+            await self._app(scope, body, send)
+        finally:
+            body.forget()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -86,10 +93,6 @@ class Front:
             await refuse(send, error, websocket=True)
             return
         await self._app(scope, receive, Handshake(scope, send))
-
-
-def _raw(path: str) -> bool:
-    return path.endswith("/input")
 
 
 def _same_origin(origin: bytes | None, host: bytes | None) -> bool:
@@ -108,17 +111,24 @@ async def refuse(send: Send, error: RingfenceError, *, websocket: bool = False) 
     await send({"type": f"{kind}.body", "body": body})
 
 
-class TimedBody:
-    """A receive that gives a body only so long to arrive. After its end, waiting for a disconnect is not timed."""
+class Body:
+    """A receive that gives a body only so long to arrive, and a tenant's bodies held at once only so much room.
 
-    __slots__ = ("_deadline", "_done", "_idle", "_late", "_receive")
+    After the body's end, waiting for a disconnect is not timed. `held` is None for a body that is passed on in pieces.
+    """
 
-    def __init__(self, receive: Receive, seconds: float, *, raw: bool) -> None:
+    __slots__ = ("_deadline", "_done", "_held", "_idle", "_late", "_receive", "_scope", "_size", "_tenant")
+
+    def __init__(self, scope: Scope, receive: Receive, seconds: float, held: Counter[str] | None) -> None:
+        self._scope = scope
         self._receive = receive
         self._idle = seconds
-        self._deadline = time.monotonic() + (UPLOAD_SECONDS if raw else seconds)
+        self._held = held
+        self._deadline = time.monotonic() + (UPLOAD_SECONDS if held is None else seconds)
         self._done = False
         self._late = False
+        self._size = 0
+        self._tenant = ""
 
     async def __call__(self) -> Message:
         """See ASGI."""
@@ -137,7 +147,25 @@ class TimedBody:
         finally:
             timer.cancel()
         self._done = not message.get("more_body", False)
+        if self._held is not None:
+            self._hold(len(message.get("body", b"")), self._held)
         return message
+
+    def _hold(self, size: int, held: Counter[str]) -> None:
+        if not self._size:
+            caller = self._scope.get("user")
+            self._tenant = caller.tenant if caller is not None else ""
+        self._size += size
+        held[self._tenant] += size
+        if held[self._tenant] > MOST_HELD:
+            raise OverQuota("this tenant's requests hold too much memory at once", remediation="send fewer at once")
+
+    def forget(self) -> None:
+        """The request is over."""
+        if self._held is not None and self._size:
+            self._held[self._tenant] -= self._size
+            if not self._held[self._tenant]:
+                del self._held[self._tenant]
 
     def _too_late(self, task: asyncio.Task[Any] | None) -> None:
         self._late = True
@@ -162,11 +190,10 @@ class Handshake:
             await self._send(message)
             return
         self._accepted = True
-        error = self._scope["state"].get(REFUSAL) or _from_code(int(message.get("code", 0)))
-        await refuse(self._send, error, websocket=True)
+        await refuse(self._send, self._scope["state"].get(REFUSAL) or self._unexplained(), websocket=True)
 
-
-def _from_code(code: int) -> RingfenceError:
-    if code in {4404, 4405}:
-        return NotFound("no such route", remediation="see /docs for the routes there are")
-    return Refused("the connection was refused", remediation="see /docs for what this route takes")
+    def _unexplained(self) -> RingfenceError:
+        """The framework closed it: there is no such route, or its parameters are none."""
+        if self._scope.get("route_handler") is None:
+            return NotFound("no such route", remediation="see /docs for the routes there are")
+        return Refused("the connection was refused", remediation="see /docs for what this route takes")

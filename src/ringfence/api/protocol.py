@@ -147,6 +147,12 @@ class TimedSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._stall = _Stall(self.clocks.stall_seconds)
 
+    async def send(self, message: Any) -> None:
+        """uvicorn would log a refused handshake as one that was never finished."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
+
     def pause_writing(self) -> None:
         """The client reads more slowly than we write."""
         super().pause_writing()

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, Final
 
 import uvicorn
+from litestar import Litestar
 
 from ringfence.api.front import Front
 from ringfence.api.protocol import Clocks, http_protocol, websocket_protocol
@@ -103,6 +104,8 @@ async def warm_up(app: Front) -> None:
     ]
     for method, path, body in tries:
         await _try(app, method, path, body)
+    async with Litestar(logging_config=None, openapi_config=None).lifespan():
+        return  # one without routes: starting it loads what starting ours will need
 
 
 async def _try(app: Front, method: str, path: str, body: bytes) -> None:

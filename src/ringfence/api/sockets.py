@@ -83,6 +83,8 @@ async def conversing(socket: Socket) -> AsyncIterator[Conversation]:
     talk = Conversation(socket)
     try:
         yield talk
+    except OSError:  # the server's word for a client that is gone
+        return
     except Exception as error:
         known = ours(error)
         if not talk.accepted:

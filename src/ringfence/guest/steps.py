@@ -8,6 +8,7 @@ so that they can show each layer to be needed.
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import struct
@@ -19,6 +20,8 @@ from ringfence.guest import table
 from ringfence.guest.plan import CHANNEL_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)
+SKELETON: Final = "/etc/skel"
+SKELETON_MOST: Final = 32
 FREE_FD: Final = CHANNEL_FD + 1  # the lowest free descriptor while a sandbox is set up
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
@@ -106,7 +109,27 @@ def scratch(ctx: Context) -> Calls:
         calls.append(sc.call("chmod", source.encode(), mode))
         if plan.root:
             calls.append(sc.call("chown", source.encode(), owner, owner))
+        if place == HOME:
+            calls += skeleton(source, owned=plan.root)
         calls += sc.bind(source, NEW_ROOT + place, sc.MS_NOSUID | sc.MS_NODEV | flags if flags else 0)
+    return calls
+
+
+def skeleton(home: str, *, owned: bool) -> Calls:
+    """What a template wants in every fresh home (/etc/skel): directories and links, nothing to copy."""
+    calls: Calls = []
+    for folder, names, files in os.walk(STAGE + SKELETON):
+        inside = home + folder.removeprefix(STAGE + SKELETON)
+        for name in sorted(names + files)[:SKELETON_MOST]:
+            source, target = f"{folder}/{name}", f"{inside}/{name}".encode()
+            if os.path.islink(source):
+                calls.append(sc.call("symlink", os.readlink(source).encode(), target))
+            elif os.path.isdir(source):
+                calls.append(sc.call("mkdir", target, 0o755))
+            else:
+                continue
+            if owned:
+                calls.append(sc.call("lchown", target, USER_ID, USER_ID))
     return calls
 
 

@@ -63,7 +63,8 @@ CAP_SETUID: Final = 7
 _NUMBERS: Final = {
     "write": 1, "open": 2, "close": 3, "mprotect": 10,
     "ioctl": 16, "dup2": 33, "socket": 41, "clone": 56, "getcwd": 79, "chdir": 80, "mkdir": 83,
-    "chmod": 90, "chown": 92, "umask": 95, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
+    "symlink": 88, "chmod": 90, "chown": 92, "lchown": 94,
+    "umask": 95, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
     "capset": 126, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165, "umount2": 166, "sethostname": 170,
     "keyctl": 250, "unshare": 272, "prlimit64": 302, "clone3": 435, "close_range": 436,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,

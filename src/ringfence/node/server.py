@@ -22,6 +22,7 @@ from ringfence.node.relay import Relay, after
 from ringfence.node.supervisor import MAX_TTL, Supervisor
 
 MAX_CONNECTIONS: Final = 64
+MAX_EARLY: Final = frames.WINDOW  # frames of at least one byte each
 _PEER: Final = struct.Struct("3i")
 
 
@@ -86,8 +87,10 @@ class Call:
             self.cancel()
         elif self.relay is not None:
             self.relay.from_above(type_, payload)
-        elif len(self.early) < 64:
+        elif len(self.early) < MAX_EARLY:
             self.early.append((type_, payload))
+        else:
+            self._connection.abort()  # more frames than credit allows bytes
 
     def cancel(self) -> None:
         """The asker lost interest: what it alone wanted stops."""
@@ -101,6 +104,7 @@ class Call:
                 self.relay.from_above(frames.CANCEL, b"")
         elif self.relay is None and self.task is not None:
             self.task.cancel()
+            self.end({})
 
 
 class Verbs:
@@ -280,9 +284,9 @@ class Connection(asyncio.Protocol):
             await verb(call, ask, guest)
         except RingfenceError as error:
             call.fail(error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             call.fail(BadRequest(f"the request lacks or garbles {error!s:.200}", code="bad_header"))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             call.fail(PlatformFault(f"the node failed: {error}"))
 
     def forget(self, stream: int) -> None:

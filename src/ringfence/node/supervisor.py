@@ -235,7 +235,7 @@ class Supervisor:
         live.doomed = live.doomed or (how, reason)
         live.state = State.STOPPING
         live.link.close()
-        await self._end_soon(live)
+        await asyncio.shield(self._end_soon(live))  # an asker who leaves does not stop the stopping
         live.state = State.STOPPED
         self.emit("sandbox.stopped", live, how=str(live.doomed[0]), reason=live.doomed[1])
 

@@ -93,6 +93,7 @@ class Jail:
         self._fault = fault
         self._seccomp = base64.b64encode(compile_filter()).decode()
         self._zygotes: dict[ZygoteKey, Zygote] = {}
+        self._young: set[Zygote] = set()  # not ready yet
         self._starting: dict[ZygoteKey, asyncio.Lock] = {}
         self._blocks = itertools.cycle(range(UID_BLOCKS))
         self._live: dict[str, Jailed] = {}
@@ -241,11 +242,11 @@ class Jail:
             known = self._zygotes.get(key)
             if known is not None and known.alive:
                 return known
-            zygote = self._zygotes[key] = await self._new_zygote(spec)
-            return zygote
+            return await self._new_zygote(key, spec)
 
-    async def _new_zygote(self, spec: StartSpec) -> Zygote:
+    async def _new_zygote(self, key: ZygoteKey, spec: StartSpec) -> Zygote:
         zygote = Zygote.launch(f"zygote-{spec.id}")
+        self._young.add(zygote)
         try:
             await self._in_thread(lambda: self._groups.create(zygote.name, _ZYGOTE_LIMITS))
             await self._in_thread(lambda: self._groups.attach(zygote.name, zygote.launcher_pid))
@@ -264,10 +265,13 @@ class Jail:
                 }
             )
             await zygote.wait_ready()
+            self._zygotes[key] = zygote
         except BaseException:
             zygote.kill()
             await self._end_zygote(zygote)
             raise
+        finally:
+            self._young.discard(zygote)
         return zygote
 
     # -- stop -----------------------------------------------------------------------------------------------
@@ -304,8 +308,8 @@ class Jail:
 
     async def found(self) -> set[str]:
         """Groups are all that can outlive a sandbox: everything else dies with its process 1."""
-        zygotes = {z.name for z in self._zygotes.values() if z.alive}
-        return await self._in_thread(self._groups.list) - zygotes
+        seen = await self._in_thread(self._groups.list)
+        return seen - {z.name for z in (*self._zygotes.values(), *self._young) if z.alive}
 
     async def retire(self, tenant: str, template: str) -> None:
         """Let a zygote go that nobody has used for long; its sandboxes must be gone."""

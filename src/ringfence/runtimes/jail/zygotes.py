@@ -52,7 +52,7 @@ def _launch(control: socket.socket, config_fd: int) -> int:
     return os.posix_spawn(sys.executable, [sys.executable, "-B", "-m", LAUNCHER], env, file_actions=actions)
 
 
-@dataclass
+@dataclass(eq=False)
 class Zygote:
     """One running zygote."""
 
