@@ -120,12 +120,10 @@ class Pool:
                 return
             try:
                 live = await self.start()
-            except (RingfenceError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear why, whatever it was
                 self._not_before = time.monotonic() + RETRY_SECONDS
-                ours = (
-                    error if isinstance(error, RingfenceError) else PlatformFault(f"no sandbox can be started: {error}")
-                )
-                self._fail_one(ours)
+                ours = PlatformFault(f"no sandbox can be started: {type(error).__name__}: {error}")
+                self._fail_one(error if isinstance(error, RingfenceError) else ours)
                 return
         self._arrived(live)
 

@@ -203,7 +203,7 @@ class Supervisor:
     def verdict(self, live: Live) -> tuple[How, str] | None:
         """What the kernel's counters say killed it, if they say anything."""
         with contextlib.suppress(OSError, PlatformFault):
-            if self.runtime.usage(live.id).oom_kills:
+            if self.runtime.evidence(live.id).oom_kills:
                 return How.OUT_OF_MEMORY, f"needed more than the limit of {live.limits.memory_bytes} bytes"
         return None
 
@@ -263,7 +263,7 @@ class Supervisor:
         live = relay.live
         usage, override = None, ended.override
         with contextlib.suppress(OSError, PlatformFault):
-            usage = self.runtime.usage(live.id)
+            usage = self.runtime.evidence(live.id)
         if ended.answer is None and override is None:
             override = self.verdict(live)
             if override is None:

@@ -98,6 +98,10 @@ class Runtime(Protocol):
         """What it used so far; zeros where the host cannot tell."""
         ...
 
+    def evidence(self, sandbox_id: str) -> GroupUsage:
+        """CPU time, peak memory and OOM kills alone: what an answer needs, as cheaply as can be."""
+        ...
+
     async def found(self) -> set[str]:
         """Ids of every sandbox of which the kernel still shows anything, whoever made it."""
         ...

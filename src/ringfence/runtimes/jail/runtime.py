@@ -139,10 +139,10 @@ class Jail:
         fork: Fork | None = None
         try:
             limits = self._group_limits(spec.limits)
-            await self._in_thread(lambda: self._groups.create(spec.id, limits))
             fork = await zygote.fork(spec.id, slot, self._plan(spec), guest.fileno())
             pid = fork.pid
-            await self._in_thread(lambda: self._groups.attach(spec.id, pid))
+            # It waits for our word: nothing of it runs before it is in its group.
+            await self._in_thread(lambda: self._into_group(spec.id, pid, limits))
             guest.close()
             host.send(b"G")
             layers = await asyncio.wait_for(self._ready(host), READY_SECONDS)
@@ -156,6 +156,10 @@ class Jail:
         jailed = Jailed(spec.id, host, layers, fork.pid, fork.pidfd, slot, zygote)
         self._live[spec.id] = jailed
         return jailed
+
+    def _into_group(self, sandbox_id: str, pid: int, limits: Limits) -> None:
+        self._groups.create(sandbox_id, limits)
+        self._groups.attach(sandbox_id, pid)
 
     def claimed(self, sandbox_id: str, limits: Limits) -> None:
         """Somebody uses it now. Its memory limit begins to make room for files; until then it is merely hard."""
@@ -291,6 +295,13 @@ class Jail:
             os.close(fork.pidfd)
         await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
         zygote.give_slot(slot)
+
+    def evidence(self, sandbox_id: str) -> GroupUsage:
+        """The few counters an answer needs, read cheaply."""
+        if not self._groups.enforces:
+            return self.usage(sandbox_id)
+        seen = self._groups.evidence(sandbox_id)
+        return GroupUsage(cpu_seconds=seen.cpu_seconds, memory_peak_bytes=seen.memory_peak, oom_kills=seen.oom_kills)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
         """Read the kernel's counters, the group's where there is one."""

@@ -62,6 +62,10 @@ class Groups(ABC):
     def usage(self, name: str) -> GroupUsage:
         """Read what the sandbox has used. All zero for a group that does not exist."""
 
+    def evidence(self, name: str) -> GroupUsage:
+        """Read what an ended program's answer needs: CPU time, peak memory, OOM kills. The rest may be 0."""
+        return self.usage(name)
+
     @abstractmethod
     def kill(self, name: str) -> None:
         """Send SIGKILL to every process in the group, also to those forking meanwhile. Does not wait for them.

@@ -37,18 +37,19 @@ from typing import Final, Protocol
 
 from ringfence.domain.limits import MIB, Limits
 
-#: Slack for files being written between two looks; 64 MiB is 40 ms of the fastest tmpfs writer measured.
+#: Slack for files being written between two looks: 20 ms of the fastest tmpfs writer measured, with a whole core.
 IN_FLIGHT: Final = 64 * MIB
 #: No sandbox fills memory faster than this (bytes a second); looks are timed by it.
 RATE: Final = 8192 * MIB
-#: Bounds of the pause between two looks. A look costs about 40 us, so the least pause costs 0.4 % of one core.
+#: Bounds of the pause between two looks. A look costs 40 us, so the least pause costs 0.4 % of a core.
 LEAST_PAUSE: Final = 0.010
 MOST_PAUSE: Final = 0.250
 #: A limit is not put closer than this above what is in use, so that setting it never has to wait for the kernel.
 MARGIN: Final = 1 * MIB
-#: memory.high lies this part below memory.max. The kernel's throttle is quadratic in the relative excess and
-#: starts to sleep at about 1 %, so 3 % is reached only by a writer that nobody has noticed for a second.
-THROTTLED_PART: Final = 32
+#: memory.high lies this part below memory.max. The kernel's throttle is quadratic in the relative excess: from 1 %
+#: on a writer sleeps, at 6 % a quarter of a second for every 256 KiB. Reaching memory.max, unnoticed by us, so takes
+#: 2 s with a limit of 100 MiB, and 10 s with one of 512 MiB.
+THROTTLED_PART: Final = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ KILL_ROUNDS: Final = 64
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
-def put(path: Path, value: int | str) -> None:
+def put(path: Path | str, value: int | str) -> None:
     """Write one value to a kernel file. O_NONBLOCK asks newer kernels not to reclaim memory on our time."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -43,7 +43,7 @@ def put(path: Path, value: int | str) -> None:
         os.close(fd)
 
 
-def get(path: Path) -> str:
+def get(path: Path | str) -> str:
     """Read a kernel file whole."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -55,13 +55,13 @@ def get(path: Path) -> str:
         os.close(fd)
 
 
-def get_table(path: Path) -> dict[str, int]:
+def get_table(path: Path | str) -> dict[str, int]:
     """Read a kernel file of `key number` lines."""
     lines = (line.partition(" ") for line in get(path).splitlines())
     return {key: int(value) for key, _, value in lines if value.isdigit()}
 
 
-def number_or_0(path: Path) -> int:
+def number_or_0(path: Path | str) -> int:
     """Read a kernel file's one number; 0 when there is no such file, or it says `max`."""
     try:
         return int(get(path))
@@ -69,7 +69,7 @@ def number_or_0(path: Path) -> int:
         return 0
 
 
-def table_or_empty(path: Path) -> dict[str, int]:
+def table_or_empty(path: Path | str) -> dict[str, int]:
     """Read a kernel file of `key number` lines; empty when there is no such file."""
     try:
         return get_table(path)
@@ -97,6 +97,7 @@ class Tree(Groups, Dial):
         self.enforces = enforces
         self.missing = missing
         self._parents = parents
+        self._places = tuple(map(str, parents))
         self.governor = Governor(self if "memory" in enforces else None)
 
     @abstractmethod
@@ -108,26 +109,27 @@ class Tree(Groups, Dial):
 
     def create(self, name: str, limits: Limits) -> None:
         """Make the directories, then write every limit."""
-        made: list[Path] = []
+        made: list[str] = []
         doing = "make the group"
         try:
-            for path in self._paths(name):
-                path.mkdir()
-                made.append(path)
+            for place in self._places:
+                os.mkdir(f"{place}/{checked(name)}")
+                made.append(f"{place}/{name}")
             for parent, file, value, needed in self._settings(limits):
                 doing = f"set {file} to {value}"
-                if needed or (parent / name / file).exists():
-                    put(parent / name / file, value)
+                path = f"{parent}/{name}/{file}"
+                if needed or os.path.exists(path):
+                    put(path, value)
         except OSError as error:
             for path in made:
-                remove_empty(path)
+                _gone(path)
             raise self._refused(doing, name, error) from error
 
     def attach(self, name: str, pid: int) -> None:
         """Write the pid to every hierarchy."""
-        for path in self._paths(name):
+        for place in self._places:
             try:
-                put(path / "cgroup.procs", pid)
+                put(f"{place}/{checked(name)}/cgroup.procs", pid)
             except OSError as error:
                 raise self._refused(f"attach process {pid}", name, error) from error
 
@@ -169,12 +171,11 @@ class Tree(Groups, Dial):
         return True
 
     def _removed(self, name: str) -> bool:
-        paths = self._paths(name)
-        if _procs(paths):
+        if all(_gone(f"{place}/{checked(name)}") for place in self._places):
+            return True  # the usual case: what was in it died with its pid namespace
+        if _procs(self._paths(name)):
             self.kill(name)
-        for path in paths:
-            remove_empty(path)
-        return not any(path.exists() for path in paths)
+        return False
 
     def list(self) -> set[str]:
         """Directories below any parent."""
@@ -186,6 +187,17 @@ class Tree(Groups, Dial):
         for parent in self._parents:
             remove_empty(parent)
             remove_empty(parent.parent)
+
+
+def _gone(path: str) -> bool:
+    """Remove a directory; True when it is not there any more."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _entries(parent: Path) -> Iterator[os.DirEntry[str]]:
