@@ -33,7 +33,11 @@ def _bit_generator(generator: Any) -> Reseeder:
     kind = type(generator)
 
     def replace() -> None:
-        generator.state = kind(int.from_bytes(os.urandom(_SEED_BYTES), "big")).state
+        fresh = kind(int.from_bytes(os.urandom(_SEED_BYTES), "big"))
+        try:  # with the sequence from which it makes further generators
+            generator.__setstate__((fresh.state, fresh._seed_seq))
+        except TypeError:  # NumPy before 2.0 lets nobody replace that one
+            generator.state = fresh.state
 
     return replace
 

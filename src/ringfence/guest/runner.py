@@ -57,8 +57,10 @@ _OURS: Final = read_order.__code__.co_filename
 
 def _fresh_streams() -> None:
     tty = os.isatty(1)
-    sys.stdin = sys.__stdin__ = _text(0, "r")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _text(1, "w", line_buffering=tty)  # type: ignore[misc]
+    # As the interpreter does it for C.UTF-8: a file name that is no text can be printed.
+    sys.stdin = sys.__stdin__ = _text(0, "r", errors="surrogateescape")  # type: ignore[misc]
+    output = _text(1, "w", errors="surrogateescape", line_buffering=tty)
+    sys.stdout = sys.__stdout__ = output  # type: ignore[misc]
     errors = _text(2, "w", errors="backslashreplace", line_buffering=True)
     sys.stderr = sys.__stderr__ = errors  # type: ignore[misc]
 

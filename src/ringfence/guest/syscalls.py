@@ -99,16 +99,19 @@ def call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char], what: str 
     return Call(what or name, _NUMBERS[name], values, expect, tuple(a for a in held if not isinstance(a, int)))
 
 
-def _attempt(prepared: Call) -> int:
-    return int(_syscall(ctypes.c_long(prepared.number), *(ctypes.c_ulong(a) for a in prepared.args)))
+def attempt(prepared: Call) -> int:
+    """Make the call and give its result, or the negative errno."""
+    result = int(_syscall(ctypes.c_long(prepared.number), *(ctypes.c_ulong(a) for a in prepared.args)))
+    return result if result >= 0 else -ctypes.get_errno()
 
 
 def execute(prepared: Call) -> int:
     """Make the call. Raises SetupError unless it succeeds as expected."""
-    result = _attempt(prepared)
-    if result < 0 or prepared.expect not in {-1, result}:
-        number = ctypes.get_errno() if result < 0 else 0
-        raise SetupError(number, f"{prepared.what}: {os.strerror(number) if number else f'gave {result}'}")
+    result = attempt(prepared)
+    if result < 0:
+        raise SetupError(-result, f"{prepared.what}: {os.strerror(-result)}")
+    if prepared.expect not in {-1, result}:
+        raise SetupError(0, f"{prepared.what}: gave {result}")
     return result
 
 
@@ -156,7 +159,7 @@ def set_name(name: str) -> Call:
 
 def drop_bounding_set() -> list[Call]:
     """Empty the capability bounding set, up to the last capability this kernel knows."""
-    known = [c for c in range(64) if _attempt(prctl(PR_CAPBSET_READ, c)) >= 0]
+    known = [c for c in range(64) if attempt(prctl(PR_CAPBSET_READ, c)) >= 0]
     return [prctl(PR_CAPBSET_DROP, c, what=f"drop capability {c}") for c in known]
 
 
@@ -200,7 +203,7 @@ def write_file(path: str, value: str, fd: int) -> list[Call]:
 def join_new_session_keyring() -> list[Call]:
     """Leave every inherited keyring behind; nothing to do on a kernel without keyrings."""
     probe = call("keyctl", 0, (1 << 64) - 3, 0, 0, 0)  # KEYCTL_GET_KEYRING_ID of the session
-    if _attempt(probe) < 0 and ctypes.get_errno() == 38:
+    if attempt(probe) == -38:
         return []
     return [call("keyctl", _KEYCTL_JOIN_SESSION, 0, 0, 0, 0, what="join a new session keyring")]
 
@@ -216,7 +219,7 @@ def load_seccomp(program: bytes) -> Call:
 def thread_id_address() -> int:
     """Where the C library keeps this thread's id, so that a clone can be told to renew it; 0 if the kernel is mute."""
     address = ctypes.create_string_buffer(8)
-    if _attempt(call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0)) < 0:
+    if attempt(call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0)) < 0:
         return 0
     return int.from_bytes(address.raw, "little")
 
@@ -268,7 +271,7 @@ _SCOPE_ALL: Final = 0b11
 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI, 0 where there is none."""
-    return max(0, _attempt(call("landlock_create_ruleset", 0, 0, 1)))
+    return max(0, attempt(call("landlock_create_ruleset", 0, 0, 1)))
 
 
 def _handled(abi: int) -> int:

@@ -75,11 +75,9 @@ class Table:
         if self._run is not None:
             return int(self._run(*self._arguments))
         for index, call in enumerate(self._calls):
-            try:
-                sc.execute(call)
-            except OSError as error:
-                failed = -error.errno if error.errno else 0
-                _ENTRY.pack_into(self._memory, index * _ENTRY.size, *(0,) * 8, failed)
+            result = sc.attempt(call)
+            if result < 0 or call.expect not in {-1, result}:
+                _ENTRY.pack_into(self._memory, index * _ENTRY.size, *(0,) * 8, result)
                 return index
         return len(self._calls)
 
