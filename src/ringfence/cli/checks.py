@@ -46,10 +46,23 @@ def attack(screen: Screen, **options: Any) -> int:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[MEASURE]...")
-@click.option("--seconds", type=seconds, default="5", show_default=True, metavar="TIME", help="How long each takes.")
-@click.option("--url", metavar="URL", help="Measure this server (default: one started for this).")
+@click.option("--quick", is_flag=True, help="Small counts: done within 50 seconds.")
+@click.option("--seconds", type=seconds, default=None, metavar="TIME", help="How long each load takes.")
+@click.option("--density", type=int, default=None, metavar="N", help="How many idle sandboxes to hold at once.")
+@click.option("--plot", metavar="FILE", help="Draw the figures into this PNG, in a sandbox of course.")
+@click.option("--save", metavar="FILE", help="Write the JSON here too.")
+@click.option("--check", is_flag=True, help="Exit 1 when a promised figure is not reached.")
 @state_option
 @screen_options
 def bench(screen: Screen, **options: Any) -> int:
-    """Measure this machine: time to first instruction, runs a second, memory of an idle sandbox."""
+    """Measure this machine: latency, runs a second, memory of an idle sandbox, beside other ways to run the same.
+
+    Each ratio is of two things measured in turn, in the same run. All measures when none is named.
+
+    \b
+    Examples:
+      ringfence bench                              about five minutes
+      ringfence bench --quick --json               one object, within 50 seconds
+      ringfence bench density --density 2000
+    """
     return _perform("ringfence.bench.command", screen, **options)
