@@ -38,6 +38,7 @@ class TenantSettings(Settings, frozen=True):
 
     max_sandboxes: Count = 1000
     max_runs: Count = 1000
+    max_requests: Count = 2000
     max_ttl_seconds: Positive = 86_400.0
     limits: dict[str, int | float] = {}
 
@@ -61,7 +62,7 @@ class ServerSettings(Settings, frozen=True):
     allowed_hosts: list[str] = []
     runtimes: list[str] = []
     user: str = "ringfence"
-    wait_seconds: Positive = 10.0
+    wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
     collected_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * MIB)] = 10 * MIB
     max_connections: Count = 4096
     header_seconds: Positive = 10.0

@@ -80,6 +80,7 @@ class Bench:
         self._instance = instance
         self._scratch = scratch
         self._programs: list[Program] = []
+        self.governing = threading.Lock()  # whoever holds it keeps the governor from its work
         self._stop, stopped = os.pipe()
         self._thread = threading.Thread(target=self._govern, args=(stopped,))
         self._thread.start()
@@ -87,7 +88,8 @@ class Bench:
     def _govern(self, stopped: int) -> None:
         pause: float | None = None
         while stopped not in select.select([stopped, self.groups.governor.fd], [], [], pause)[0]:
-            pause = self.groups.governor.govern()
+            with self.governing:
+                pause = self.groups.governor.govern()
         os.close(stopped)
 
     def create(self, limits: Limits = SMALL, name: str = "s1") -> str:

@@ -298,7 +298,8 @@ class FakeNode:
     async def _guest(self, stream: Stream, sandbox: FakeSandbox, payload: bytes) -> None:
         words = json.loads(payload)
         try:
-            await getattr(self, f"op_{words['op']}")(stream, sandbox, words)
+            op = "mute" if words.get("path") == "mute" else words["op"]
+            await getattr(self, f"op_{op}")(stream, sandbox, words)
         except GuestRefusal as error:
             stream.end({"sandbox": sandbox.id}, json.dumps({"error": {"code": error.code, "cause": "so"}}).encode())
 
@@ -468,6 +469,9 @@ class FakeNode:
         name = path.rpartition("/")[2]
         return {"name": name, "path": path, "type": "file", "size": len(sandbox.files[path]), "mode": 420}
 
+    async def op_mute(self, *_: Any) -> None:
+        await asyncio.Event().wait()
+
     async def op_stat(self, stream: Stream, sandbox: FakeSandbox, words: dict[str, Any]) -> None:
         if words["path"] not in sandbox.files:
             raise GuestRefusal("not_found")
@@ -484,6 +488,8 @@ class FakeNode:
         self._done(stream)
 
     async def op_move(self, stream: Stream, sandbox: FakeSandbox, words: dict[str, Any]) -> None:
+        if words["source"] not in sandbox.files:
+            raise GuestRefusal("not_found")
         sandbox.files[words["target"]] = sandbox.files.pop(words["source"])
         self._done(stream)
 

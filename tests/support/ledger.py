@@ -136,6 +136,12 @@ def _names(folder: str, start: str = "") -> set[str]:
     return set()
 
 
+def _mounts() -> set[str]:
+    """The host's mounts, without those of other isolation tools that a comparison may be running meanwhile."""
+    lines = (" ".join(line.split()[3:]) for line in _text("/proc/1/mountinfo").splitlines())
+    return {line for line in lines if not any(word in line for word in ("firejail", "containerd", "/run/runc"))}
+
+
 def _sockets(state: Path) -> set[str]:
     paths = (line.split()[-1] for line in _text("/proc/net/unix").splitlines()[1:] if len(line.split()) > 7)
     return {path for path in paths if path.startswith(str(state)) or "ringfence" in path}
@@ -154,7 +160,7 @@ def snapshot(state: Path) -> Ledger:
         processes=frozenset(f"process {pid} {_text(f'/proc/{pid}/comm').strip()}" for pid in ours - zombies),
         zombies=frozenset(f"zombie {pid}" for pid in zombies),
         cgroups=frozenset(groups_of(instance)),
-        mounts=frozenset(" ".join(line.split()[3:]) for line in _text("/proc/1/mountinfo").splitlines()),
+        mounts=frozenset(_mounts()),
         namespaces=frozenset(_namespaces(instance)),
         system_v=frozenset(_system_v()),
         shared_memory=frozenset(_names("/dev/shm")),

@@ -31,7 +31,7 @@ def fields_of(limits: Limits) -> dict[str, Any]:
 async def until(true: Callable[[], object], what: str = "it") -> None:
     """Let the loop turn until `true()`."""
     async with asyncio.timeout(PATIENCE):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for has no event to wait for
             await asyncio.sleep(0.002)
 
 

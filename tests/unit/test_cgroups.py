@@ -33,7 +33,7 @@ LIMIT_FILES = {
     },
     "cgroup v2": {
         "memory.max": str(SMALL.memory_bytes),
-        "memory.high": str(SMALL.memory_bytes // 32 * 31),
+        "memory.high": str(SMALL.memory_bytes // 16 * 15),
         "memory.oom.group": "0",
         "cpu.max": "200000 100000",
         "pids.max": "18",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import MIB, Limits
 from ringfence.runtimes.jail.cgroups.governor import IN_FLIGHT, LEAST_PAUSE, MOST_PAUSE, Reading, Traits, settle
 from tests.support.cgroups import SMALL, Bench, bench
@@ -107,6 +109,20 @@ def test_files_fill_the_scratch_though_memory_is_smaller(work: Bench, cpus: floa
     assert work.groups.usage("s1").oom_kills == 0
 
 
+def test_a_writer_waits_for_a_late_governor(work: Bench) -> None:
+    """On v2 the kernel slows the writer down: a busy node is no reason to be killed."""
+    name = work.create(SCRATCH)
+    if work.limit(name, "memory.high") is None:
+        pytest.skip("only v2 can slow a writer down")
+    with work.governing:
+        program = work.run(name, "fill(SCRATCH + '/f', 400)", SCRATCH)
+        while "high 0" in str(work.limit(name, "memory.events")):
+            time.sleep(0.01)
+        time.sleep(0.5)
+    assert program.line() == "ENOSPC 256"
+    assert work.groups.usage(name).oom_kills == 0
+
+
 def test_files_fill_the_scratch_through_a_mapping_too(work: Bench) -> None:
     """A file written by page faults raises the limit as one written by calls does."""
     code = """
@@ -174,11 +190,17 @@ say('not killed')
     assert work.groups.usage("s1").memory_peak <= SCRATCH.memory_bytes + SCRATCH.scratch_bytes + IN_FLIGHT + MIB
 
 
+def test_a_group_that_cannot_be_watched_is_refused(work: Bench) -> None:
+    """Without its governor a sandbox would not keep what is promised, so it is not started."""
+    with pytest.raises(SandboxRefused, match="layer memory governor"):
+        work.groups.governor.watch("s1", SMALL)
+
+
 def test_one_descriptor_per_sandbox(work: Bench) -> None:
-    """Governing costs one descriptor each, given back when the group goes."""
+    """Governing costs one descriptor each, watched twice or not, given back when the group goes."""
     before = len(os.listdir("/proc/self/fd"))
     for number in range(4):
-        work.create(name=f"s{number}")
+        work.groups.governor.watch(work.create(name=f"s{number}"), SMALL)
     assert len(os.listdir("/proc/self/fd")) == before + 4
     assert all(work.groups.remove(f"s{number}", 1) for number in range(4))
     assert len(os.listdir("/proc/self/fd")) == before

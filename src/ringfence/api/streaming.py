@@ -12,7 +12,7 @@ from litestar import Request, Response
 
 from ringfence import wire
 from ringfence.api.errors import ClientGone, ours
-from ringfence.domain.errors import RingfenceError
+from ringfence.domain.errors import Overloaded
 from ringfence.engine.link import Reader
 from ringfence.engine.output import Texts
 from ringfence.engine.runs import CLIENT_GONE
@@ -39,10 +39,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError as error:
-        if error.args[:1] != (CLIENT_GONE,):
-            raise
         task.uncancel()
-        raise ClientGone("the client disconnected") from None
+        if error.args[:1] == (CLIENT_GONE,):
+            raise ClientGone("the client disconnected") from None
+        raise Overloaded("the server is stopping", code="api_stopping", remediation="try again") from None
     finally:
         watcher.cancel()
 
@@ -100,14 +100,22 @@ class Sink:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+Write = Callable[[Sink], Coroutine[Any, Any, None]]
+LastWord = Callable[[Sink, wire.ErrorBody], Coroutine[Any, Any, None]]
+
+
 class Streamed(Response[Any]):
-    """A response that a coroutine writes. Raised before the first piece, an error is an ordinary error answer."""
+    """A response that a coroutine writes. Raised before the first piece, an error is an ordinary error answer.
+
+    After it, `last` says the error in the stream's own way; without one the stream is cut, which a client can tell.
+    """
 
     def __init__(
-        self, write: Callable[[Sink], Coroutine[Any, Any, None]], media_type: str, headers: dict[str, str] | None = None
+        self, write: Write, media_type: str, headers: dict[str, str] | None = None, last: LastWord | None = None
     ) -> None:
         super().__init__(content=None, media_type=media_type)
         self._write = write
+        self._last = last
         fixed = {"content-type": media_type, "cache-control": "no-store", "x-content-type-options": "nosniff"}
         self._head = [(name.encode(), value.encode()) for name, value in {**fixed, **(headers or {})}.items()]
 
@@ -121,38 +129,33 @@ class Streamed(Response[Any]):
             await while_connected(receive, self._write(sink))
         except ClientGone:
             return
-        await sink.end()
-
-
-def ndjson(write: Callable[[Sink], Coroutine[Any, Any, None]]) -> Streamed:
-    """An NDJSON answer whose last line may be an error of the middle of it."""
-
-    async def guarded(sink: Sink) -> None:
-        try:
-            await write(sink)
         except Exception as error:
             if not sink.started:
                 raise
             known = ours(error)
+            if self._last is None:
+                return
             body = wire.ErrorBody(code=known.code, cause=known.cause, remediation=known.remediation)
-            await sink.line(wire.Line(error=body))
+            await self._last(sink, body)
+        await sink.end()
 
-    return Streamed(guarded, wire.NDJSON)
+
+def ndjson(write: Write) -> Streamed:
+    """An NDJSON answer whose last line may be an error."""
+
+    async def last(sink: Sink, error: wire.ErrorBody) -> None:
+        await sink.line(wire.Line(error=error))
+
+    return Streamed(write, wire.NDJSON, last=last)
 
 
-def events(stopping: asyncio.Event, write: Callable[[Sink], Coroutine[Any, Any, None]]) -> Streamed:
-    """A server-sent events answer. It ends when the server stops; an error of the middle of it is its last event."""
+def events(stopping: asyncio.Event, write: Write) -> Streamed:
+    """A server-sent events answer, whose last event may be an error. It ends when the server stops."""
 
-    async def guarded(sink: Sink) -> None:
-        try:
-            await _until(stopping, write(sink))
-        except RingfenceError as error:
-            if not sink.started:
-                raise
-            body = wire.ErrorBody(code=error.code, cause=error.cause, remediation=error.remediation)
-            await sink.event(wire.ErrorAnswer(error=body), name="error")
+    async def last(sink: Sink, error: wire.ErrorBody) -> None:
+        await sink.event(wire.ErrorAnswer(error=error), name="error")
 
-    return Streamed(guarded, "text/event-stream")
+    return Streamed(lambda sink: _until(stopping, write(sink)), "text/event-stream", last=last)
 
 
 async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

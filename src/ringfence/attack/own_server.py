@@ -71,7 +71,7 @@ class OwnServer:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         words = ["serve", "--state", str(self.state), "--host", "127.0.0.1", "--port", str(port)]
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ringfence", *words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True,
@@ -79,11 +79,17 @@ class OwnServer:
         until = time.monotonic() + START_SECONDS
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > until:
-                words_ = self.log.read_text(errors="replace")[-1500:].strip()
+                said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise PlatformFault(
-                    f"the server did not start: {words_}", code="not_started", remediation="`ringfence doctor`"
+                    f"the server did not start: {'; '.join(said[-2:])[-500:]}",
+                    code="not_started",
+                    remediation="look at `ringfence doctor`",
                 )
             time.sleep(0.05)
+
+    def restart(self) -> None:
+        """Start again on the same state directory, after the server was killed."""
+        self._start()
 
     def _answers(self) -> bool:
         try:

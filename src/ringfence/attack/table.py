@@ -1,7 +1,7 @@
 """The one table of attacks: what is tried, what a success would mean, how it is judged, which layers hold it.
 
-Rows are numbers of the catalogue of hostile behaviours (docs/attacks.md). Adding an attack is one program under
-probes/ and one entry here; `ringfence attack`, the tests and the threat model all read this table.
+Rows are numbers of the catalogue of hostile behaviours that the tests are written against (tests/attacks/rows.py).
+Adding an attack is one program under probes/ and one entry here; `ringfence attack` and the tests read this table.
 """
 
 from __future__ import annotations

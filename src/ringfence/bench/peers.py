@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ringfence.bench.programs import PATH, Command, FailedRun, Program, said, timed
+from ringfence.bench.programs import PATH, Command, FailedRun, Program, errors_of, said, timed
 from ringfence.domain.limits import Limits
 
 PYTHON: Final = "/usr/bin/python3"
@@ -39,7 +39,7 @@ Words = Callable[[Place, str, Program], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One other way: its command, how it is called, and what stands around the program."""
+    """One other way to isolate: its command, how it is called, and what then stands around the program."""
 
     name: str
     words: Words
@@ -53,15 +53,13 @@ class Found:
     """A peer as this machine has it; `why` says why it takes no part."""
 
     peer: Peer
-    binary: str = ""
     version: str = ""
     why: str = ""
     commands: Mapping[str, Command] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
         """For the report."""
-        state = "measured" if not self.why else self.why
-        return {"state": state, "version": self.version, "encloses": self.peer.encloses}
+        return {"state": self.why or "measured", "version": self.version, "encloses": self.peer.encloses}
 
 
 def _bwrap(place: Place, binary: str, program: Program) -> list[str]:
@@ -96,8 +94,8 @@ PEERS: Final = (
     Peer("bwrap", _bwrap, "namespaces; no seccomp filter, no limits"),
     Peer("runc", _oci, "namespaces, capabilities and control groups; no seccomp filter, no user namespace"),
     Peer("crun", _oci, "namespaces, capabilities and control groups; no seccomp filter, no user namespace"),
-    Peer("nsjail", _nsjail, "namespaces, rlimits; no seccomp filter, no control groups", ("--help",)),
-    Peer("firejail", _firejail, "namespaces, seccomp filter; the host's files", own_root=False),
+    Peer("nsjail", _nsjail, "namespaces and rlimits; no seccomp filter, no control groups", ("--help",)),
+    Peer("firejail", _firejail, "namespaces and a seccomp filter; the host's files", own_root=False),
     Peer("runsc", _gvisor, "gVisor, a kernel of its own in user space; the host's files", own_root=False),
 )
 
@@ -156,16 +154,21 @@ def _tried(peer: Peer, place: Place, programs: list[Program]) -> Found:
     if binary is None:
         return Found(peer, why="absent")
     version = (said([binary, *peer.version]).splitlines() or [""])[0][:80]
-    env = {"PATH": PATH}
     usable = [program for program in programs if peer.own_root or program.template == "base"]
-    commands = {program.name: Command(tuple(peer.words(place, binary, program)), env) for program in usable}
+    commands = {each.name: Command(tuple(peer.words(place, binary, each)), {"PATH": PATH}) for each in usable}
+    why = next(filter(None, (_complaint(commands[each.name], each) for each in usable)), "")
+    if why:
+        return Found(peer, version, f"does not run here: {why}"[:300])
+    return Found(peer, version, "", commands)
+
+
+def _complaint(command: Command, program: Program) -> str:
+    """Why it does not do what it should, in its own words; empty when it does."""
     try:
-        for program in usable:
-            timed(commands[program.name], program.printed)
+        timed(command, program.printed)
     except (FailedRun, OSError) as error:
-        words = said([*commands[program.name].words], env=env)
-        return Found(peer, binary, version, f"does not run here: {error} {words}"[:300])
-    return Found(peer, binary, version, "", commands)
+        return errors_of(command) or str(error)
+    return ""
 
 
 def clear(place: Place) -> None:

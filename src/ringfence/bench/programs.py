@@ -1,4 +1,4 @@
-"""What is run: the smallest programs that show their work, and the interpreter that runs them outside of any sandbox."""
+"""What is run: the smallest programs that show their work, and the interpreter that runs them outside of a sandbox."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Final
 from ringfence.domain.errors import PlatformFault
 
 RUN_SECONDS: Final = 60.0
+LOOK_SECONDS: Final = 20.0
 READ_BYTES: Final = 65_536
 PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 HOST_PYTHON: Final = Path("/usr/bin/python3")
@@ -52,7 +53,7 @@ class Command:
     env: Mapping[str, str]
 
 
-class FailedRun(Exception):  # noqa: N818 - what happened, as everywhere here
+class FailedRun(Exception):
     """A command that did not do what it was measured for."""
 
 
@@ -101,15 +102,26 @@ def _all(reader: int, group: int) -> bytes:
     return b""
 
 
-def said(words: Sequence[str], seconds: float = 20.0, env: Mapping[str, str] | None = None) -> str:
-    """What a short command says on either stream; empty when it cannot be started or does not end well."""
+def _done(command: Command) -> subprocess.CompletedProcess[str] | None:
     try:
-        done = subprocess.run(
-            list(words), stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, text=True, env=env
-        )
+        return subprocess.run(
+            command.words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOOK_SECONDS, check=False,
+            encoding="utf-8", errors="replace", env=command.env,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return (done.stdout or done.stderr).strip() if done.returncode == 0 else ""
+        return None
+
+
+def said(words: Sequence[str]) -> str:
+    """What a short command says on either stream; empty when it cannot be started or does not end well."""
+    done = _done(Command(tuple(words), ENVIRONMENT))
+    return (done.stdout or done.stderr).strip() if done is not None and not done.returncode else ""
+
+
+def errors_of(command: Command) -> str:
+    """What a command that fails says about it."""
+    done = _done(command)
+    return done.stderr.strip()[-250:] if done is not None else ""
 
 
 class Outside:
@@ -146,4 +158,3 @@ class Outside:
         packages = ":".join(str(found) for found in sorted(root.glob("usr/local/lib/python3*/dist-packages")))
         env = {**ENVIRONMENT, "PYTHONPATH": packages} if packages else ENVIRONMENT
         return Command((str(HOST_PYTHON), "-c", program.code), env)
-

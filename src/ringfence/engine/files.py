@@ -12,7 +12,7 @@ from ringfence.engine import checks
 from ringfence.engine.answers import GuestEnd, guest_control
 from ringfence.engine.link import Collector, NodeStream, Reader
 from ringfence.engine.programs import read
-from ringfence.engine.sandboxes import Sandboxes
+from ringfence.engine.sandboxes import Sandboxes, answering
 from ringfence.guest import frames
 
 DEEPEST: Final = 64
@@ -29,7 +29,8 @@ class LiveStream:
 
     async def begun(self) -> None:
         """Return once there is something to hand on. Raises what node or agent raised instead."""
-        await self.reader.first(None)
+        async with answering():
+            await self.reader.first(None)
         if self.reader.empty:
             await self.end()
 

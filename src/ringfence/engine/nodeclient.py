@@ -18,6 +18,7 @@ from ringfence.guest import frames
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+ANSWER_SECONDS: Final = 120.0  # no verb but `run`, `open` and `events` takes longer, stopping under load included
 PATIENCE: Final = 2.0  # how long a new request waits for a node that is coming back
 _log: Final = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -103,7 +104,10 @@ class NodeClient:
         stream = Collector(0)
         self.open(stream, header)
         try:
-            end = await stream.ended
+            async with asyncio.timeout(ANSWER_SECONDS):
+                end = await stream.ended
+        except TimeoutError:
+            raise NodeLost(f"the node did not answer within {ANSWER_SECONDS:g} s", remediation="try again") from None
         finally:
             stream.cancel()
         answer = decode_node(end.header, kind)

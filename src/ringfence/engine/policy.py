@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,6 +20,7 @@ class Ceiling:
 
     max_sandboxes: int = 1000
     max_runs: int = 1000
+    max_requests: int = 2000
     max_ttl_seconds: float = 86_400.0
     most: Limits | None = None
 
@@ -58,11 +58,36 @@ class Policy:
         return wanted
 
 
+class Place:
+    """One of a bounded number, held from its making until the `with` it is used in ends."""
+
+    __slots__ = ("_counter", "_tenant")
+
+    def __init__(self, counter: Counter[str], tenant: str, most: int, what: str) -> None:
+        if counter[tenant] >= most:
+            raise OverQuota(
+                f"this tenant has as many {what} as it may",
+                remediation="wait for some to end, or have the operator raise the tenant's maximum",
+            )
+        counter[tenant] += 1
+        self._counter = counter
+        self._tenant = tenant
+
+    def __enter__(self) -> None:
+        """Held already."""
+
+    def __exit__(self, *_: object) -> None:
+        self._counter[self._tenant] -= 1
+        if not self._counter[self._tenant]:
+            del self._counter[self._tenant]
+
+
 class Admission:
     """Counts what each tenant has running. Exact: one process, one thread, counted before anything is awaited."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._requests: Counter[str] = Counter()
         self._runs: Counter[str] = Counter()
         self._pending: Counter[str] = Counter()
         self._sandboxes: dict[str, set[str]] = {}
@@ -75,31 +100,18 @@ class Admission:
         """How many sandboxes live or are being made."""
         return len(self._sandboxes.get(tenant, ())) + self._pending[tenant]
 
-    @contextmanager
-    def run(self, tenant: str) -> Iterator[None]:
-        """Hold a place for a run. Raises OverQuota."""
-        if self._runs[tenant] >= self._policy.ceiling(tenant).max_runs:
-            raise _over("runs at once", self._policy.ceiling(tenant).max_runs)
-        self._runs[tenant] += 1
-        try:
-            yield
-        finally:
-            self._runs[tenant] -= 1
-            if not self._runs[tenant]:
-                del self._runs[tenant]
+    def request(self, tenant: str) -> Place:
+        """Hold a place for a request, streams and WebSockets included. Raises OverQuota."""
+        return Place(self._requests, tenant, self._policy.ceiling(tenant).max_requests, "requests at once")
 
-    @contextmanager
-    def creating(self, tenant: str) -> Iterator[None]:
+    def run(self, tenant: str) -> Place:
+        """Hold a place for a run. Raises OverQuota."""
+        return Place(self._runs, tenant, self._policy.ceiling(tenant).max_runs, "runs at once")
+
+    def creating(self, tenant: str) -> Place:
         """Hold a place for a sandbox being made; joined() makes it last. Raises OverQuota."""
-        if self.sandboxes(tenant) >= self._policy.ceiling(tenant).max_sandboxes:
-            raise _over("live sandboxes", self._policy.ceiling(tenant).max_sandboxes)
-        self._pending[tenant] += 1
-        try:
-            yield
-        finally:
-            self._pending[tenant] -= 1
-            if not self._pending[tenant]:
-                del self._pending[tenant]
+        living = len(self._sandboxes.get(tenant, ()))
+        return Place(self._pending, tenant, self._policy.ceiling(tenant).max_sandboxes - living, "live sandboxes")
 
     def joined(self, tenant: str, sandbox_id: str) -> None:
         """A sandbox lives."""
@@ -112,10 +124,3 @@ class Admission:
             mine.discard(sandbox_id)
             if not mine:
                 del self._sandboxes[tenant]
-
-
-def _over(what: str, most: int) -> OverQuota:
-    return OverQuota(
-        f"this tenant may have {most} {what}",
-        remediation="wait for some to end, or have the operator raise the tenant's maximum",
-    )

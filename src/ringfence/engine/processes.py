@@ -16,7 +16,7 @@ from ringfence.engine import checks, output
 from ringfence.engine.answers import guest_control
 from ringfence.engine.link import Collector, NodeStream, Reader
 from ringfence.engine.programs import Fate, fate, feed, finished
-from ringfence.engine.sandboxes import Sandboxes
+from ringfence.engine.sandboxes import Sandboxes, answering
 from ringfence.guest import frames
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -40,7 +40,8 @@ class LiveProcess:
 
     async def begun(self) -> None:
         """Return once the process is known to run. Raises what node or agent raised instead."""
-        item = await self.reader.next()
+        async with answering():
+            item = await self.reader.next()
         if item is None:
             await self.fate()
         elif item[0] == frames.CONTROL:

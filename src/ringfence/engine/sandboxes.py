@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
 
 from ringfence import wire
-from ringfence.domain.errors import BadRequest, Conflict, NotFound, Overloaded, RingfenceError
+from ringfence.domain.errors import BadRequest, Conflict, NotFound, Overloaded, RingfenceError, SandboxLost
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import State
 from ringfence.engine import checks
@@ -25,6 +27,7 @@ from ringfence.store.base import Filter, Store
 
 _encode: Final = msgspec.json.Encoder().encode
 _GONE: Final = frozenset({"not_found", "sandbox_not_found"})
+ANSWER_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 0.5  # how long a vanished sandbox's last event may be on its way
 
 
@@ -199,7 +202,8 @@ class Sandboxes:
         """Open a guest stream for its answer alone. Raises what node or agent raised."""
         stream = Collector(0)
         await self.open(tenant, sandbox_id, stream, words)
-        return await self.answered(tenant, sandbox_id, stream, stdin)
+        async with answering():
+            return await self.answered(tenant, sandbox_id, stream, stdin)
 
     async def answered(self, tenant: str, sandbox_id: str, stream: NodeStream, stdin: bytes | None = None) -> GuestEnd:
         """Feed an open stream, wait for its end, and return the agent's last words."""
@@ -220,6 +224,18 @@ class Sandboxes:
             self._oom_kills[sandbox_id] = count
             while len(self._oom_kills) > 10_000:
                 del self._oom_kills[next(iter(self._oom_kills))]
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[None]:
+    """Bound how long an agent may take over what it should answer at once: it may be in a hostile program's hands."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            yield
+    except TimeoutError:
+        raise SandboxLost(
+            f"the sandbox's agent did not answer within {ANSWER_SECONDS:g} s", remediation="create a new sandbox"
+        ) from None
 
 
 def run_label(run_id: str) -> dict[str, str]:

@@ -37,8 +37,8 @@ class Sandbox:
 class Fake:
     """See runtimes/base.py for what each verb promises.
 
-    `refuse` names a layer that cannot be put in force from now on, `start_seconds` is how long a start takes and
-    `stops_fail` how many of the next stops end in an error: a host's bad days, on request.
+    `refuse` names a layer that cannot be put in force from now on, `start_seconds` and `stop_seconds` are how long
+    those take, and `stops_fail` is how many of the next stops end in an error: a host's bad days, on request.
     """
 
     name = "fake"
@@ -49,6 +49,7 @@ class Fake:
         self.started: list[StartSpec] = []
         self.refuse = ""
         self.start_seconds = 0.0
+        self.stop_seconds = 0.0
         self.stops_fail = 0
 
     def capabilities(self) -> Capabilities:
@@ -100,8 +101,12 @@ class Fake:
         if sandbox is not None:
             sandbox.agent.vanish()
             sandbox.channel.close()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.stop_seconds)
         self.host.left.discard(sandbox_id)
+
+    def evidence(self, sandbox_id: str) -> GroupUsage:
+        """The same counters; they cost nothing here."""
+        return self.usage(sandbox_id)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
         """What its programs claimed to use."""

@@ -32,6 +32,7 @@ READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
 GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
+SMALL_MEMORY: Final = 256 * 1024 * 1024  # below it, files written at full speed could fill it before then
 GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 UID_FLOOR: Final = 0x2000_0000  # above every range a distribution hands out in /etc/subuid by default
 UID_BLOCK: Final = SLOTS * SLOT_SIZE
@@ -167,7 +168,8 @@ class Jail:
         if not self._governed:
             self._governed = True
             loop.add_reader(self._groups.governor.fd, self._govern)
-        loop.call_later(GOVERN_AFTER, self._watch_memory, sandbox_id, limits)
+        wait = GOVERN_AFTER if limits.memory_bytes >= SMALL_MEMORY else 0.0
+        loop.call_later(wait, self._watch_memory, sandbox_id, limits)
 
     def _watch_memory(self, sandbox_id: str, limits: Limits) -> None:
         if sandbox_id in self._live:

@@ -11,8 +11,9 @@ What is guaranteed (memory = memory_bytes, files = tmpfs and shared memory, whic
            force, its OOM killer ends the largest program in the group. The governor only moves that limit.
     both   Without files (less than 1 MiB) programs stay within memory, exactly. With files they stay within
            memory + min(files, IN_FLIGHT). Kernel objects (page tables, pipes, inodes) count as programs' memory.
-    both   Freed files lower the limit again within one look: at most 250 ms later, and sooner the less room there
-           is, so that even a program allocating RATE bytes a second cannot fill what a file had.
+    both   Freed files lower the limit again at the next look: at most 250 ms later, and sooner the less room
+           programs have, so that one that allocates RATE bytes a second meanwhile is still within the line above.
+           Should the governor be late, the program keeps what it has got by then, and gets no more.
     v2     A file up to the scratch limit ends in ENOSPC, not in an OOM kill: just below the limit lies
            `memory.high`, where the kernel slows the writer until the governor has raised both.
     v1     The same, provided the governor runs in time, for v1 has nothing that slows a writer. The first look
@@ -21,8 +22,8 @@ What is guaranteed (memory = memory_bytes, files = tmpfs and shared memory, whic
            meet the OOM killer early.
 
 Why not `memory.oom_control` with the killer disabled, so that tasks wait: only page faults of user code wait there.
-write(2) into a tmpfs returns ENOMEM at once, read(2) into fresh memory EFAULT, and fork(2) ENOMEM; the agent, being
-in the same group, would meet those too. Measured on Linux 6.18.
+write(2) into a tmpfs returns ENOMEM at once and read(2) into fresh memory EFAULT, and the agent, being in the same
+group, would meet those too. Measured on Linux 6.18.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import MIB, Limits
 
 #: Slack for files being written between two looks: 20 ms of the fastest tmpfs writer measured, with a whole core.
@@ -151,12 +153,22 @@ class Governor:
         return self._epoll.fileno()
 
     def watch(self, name: str, limits: Limits) -> None:
-        """Govern a group just created with these limits. Blocks up to 20 ms on v1. Costs one descriptor."""
+        """Govern a group just created with these limits. Blocks up to 20 ms on v1. Costs one descriptor.
+
+        Raises SandboxRefused when the kernel offers no way to hear of it.
+        """
         if self._dial is None:
             return
-        fd, events = self._dial.bell(name, limits)
+        try:
+            fd, events = self._dial.bell(name, limits)
+        except OSError as error:
+            raise SandboxRefused(
+                f"layer memory governor: could not watch {name}: {error.strerror}", code="group_refused"
+            ) from error
         watch = _Watch(name, limits, fd, Setting(limits.memory_bytes, None), time.monotonic())
         with self._lock:
+            # Watched already: the new limits count.
+            self._drop(name)
             self._bells[fd] = watch
             self._fds[name] = fd
             # A first look soon: what happened before the bell was there rang nothing.
