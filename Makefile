@@ -24,9 +24,9 @@ check: setup  ## Lint, format, types, architecture
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pytest -q tests/test_architecture.py
 
-bench:  ## Measure this machine, beside bubblewrap and runc
-	@tools/setup.sh bubblewrap runc
-	@.venv/bin/ringfence bench $(ARGS)
+bench:  ## Measure this machine, beside bubblewrap and runc, into out/bench.*
+	@tools/setup.sh bubblewrap runc || tools/setup.sh
+	@.venv/bin/ringfence bench --save out/bench.json --plot out/bench.png $(ARGS)
 
 fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check atheris

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import time
@@ -230,6 +231,25 @@ def test_a_body_that_never_ends_is_given_up(api: FakeApi) -> None:
             except TimeoutError:
                 continue
     assert b" 408 " in got
+
+
+def test_many_large_bodies_at_once_are_bounded_together(api: FakeApi) -> None:
+    """Each is within its bound; one tenant's all together must not take the machine's memory."""
+    size = 60 << 20
+    connections = [api.raw() for _ in range(5)]
+    refusals = 0
+    for connection in connections:
+        connection.settimeout(5)
+        try:
+            connection.sendall(request(api, f"Content-Length: {size}") + b" " * (size - 1))
+        except OSError:
+            refusals += 1
+            continue
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            refusals += b" 429 " in connection.recv(65536)
+        connection.close()
+    assert refusals >= 1
 
 
 def test_the_key_is_looked_at_before_the_body(api: FakeApi) -> None:

@@ -25,7 +25,7 @@ def api() -> Iterator[FakeApi]:
     policy = Policy(
         wait_seconds=2,
         collected_bytes=200_000,
-        ceiling=lambda tenant: Ceiling(max_runs=3, max_sandboxes=3) if tenant == "bob" else Ceiling(),
+        ceiling=lambda tenant: Ceiling(max_runs=3, max_sandboxes=3, max_requests=20) if tenant == "bob" else Ceiling(),
     )
     with FakeApi(policy, Clocks(header_seconds=5, stall_seconds=1)) as made:
         yield made
@@ -272,6 +272,20 @@ def test_over_quota_says_when_to_try_again(api: FakeApi) -> None:
         assert client.post("/v1/sandboxes", json={}).status_code == 201
         for box in client.get("/v1/sandboxes?state=running").json()["sandboxes"]:
             client.delete(f"/v1/sandboxes/{box['id']}")
+
+
+def test_one_tenants_streams_do_not_take_all_places(api: FakeApi, ada: httpx.Client) -> None:
+    """Requests at once are bounded per tenant, endless ones included."""
+    head = f"GET /v1/events HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {api.bob}\r\n\r\n".encode()
+    following = [api.raw() for _ in range(20)]
+    for connection in following:
+        connection.sendall(head)
+    with api.client(api.bob) as bob:
+        eventually(lambda: bob.get("/v1/status").status_code == 429)
+        assert ada.get("/v1/status").status_code == 200
+        for connection in following:
+            connection.close()
+        eventually(lambda: bob.get("/v1/status").status_code == 200)
 
 
 # --- repeats ---

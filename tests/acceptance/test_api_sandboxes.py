@@ -220,6 +220,13 @@ def test_changes_are_told_as_they_happen(api: FakeApi, ada: httpx.Client, box: s
     wait_until(lambda: not sandbox.watchers)
 
 
+def test_an_agent_that_never_answers_is_given_up(ada: httpx.Client, box: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be in a hostile program's hands; the sandbox is called lost, the request ends."""
+    monkeypatch.setattr("ringfence.engine.sandboxes.ANSWER_SECONDS", 0.2)
+    for answer in (ada.get(f"{box}/files/stat?path=mute"), ada.get(f"{box}/files/content?path=mute")):
+        assert code_of(answer) == (502, "sandbox_lost")
+
+
 # --- websockets ---
 
 

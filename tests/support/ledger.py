@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 GRACE_SECONDS = 15.0
+UID_FLOOR = 0x2000_0000  # sandboxes' users on the host are above it
 NAMESPACES = ("net", "mnt", "user", "pid", "ipc", "uts", "cgroup")
 
 
@@ -111,14 +112,24 @@ def _others(pid: int, instance: str) -> bool:
     return "/ringfence/" in group and f"/ringfence/{instance}" not in group
 
 
+def _ringfences(pid: int) -> bool:
+    """Whether a process is some server's or some sandbox's: by its name, its arguments or its user."""
+    with contextlib.suppress(OSError):
+        if os.stat(f"/proc/{pid}").st_uid >= UID_FLOOR:
+            return True
+    return "ringfence" in _text(f"/proc/{pid}/cmdline") + _text(f"/proc/{pid}/comm")
+
+
 def _namespaces(instance: str) -> set[str]:
+    """Namespaces, other than the host's, that processes hold which could be ours."""
+    host = {os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES}
     found = set()
     for pid in pids():
-        if not _others(pid, instance):
+        if _ringfences(pid) and not _others(pid, instance):
             for kind in NAMESPACES:
                 with contextlib.suppress(OSError):
                     found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
-    return found
+    return found - host
 
 
 def _system_v() -> set[str]:
@@ -144,7 +155,7 @@ def _mounts() -> set[str]:
 
 def _sockets(state: Path) -> set[str]:
     paths = (line.split()[-1] for line in _text("/proc/net/unix").splitlines()[1:] if len(line.split()) > 7)
-    return {path for path in paths if path.startswith(str(state)) or "ringfence" in path}
+    return {path for path in paths if path.startswith(str(state))}
 
 
 def snapshot(state: Path) -> Ledger:
@@ -165,7 +176,7 @@ def snapshot(state: Path) -> Ledger:
         system_v=frozenset(_system_v()),
         shared_memory=frozenset(_names("/dev/shm")),
         queues=frozenset(_names("/dev/mqueue")),
-        temporary=frozenset(_names("/tmp", "ringfence-own-") | _names("/tmp", "ringfence-attack-")),
+        temporary=frozenset({str(state)} if state.exists() else ()),
         sockets=frozenset(_sockets(state)),
         links=frozenset(_names("/sys/class/net")),
         kernel=frozenset({f"tainted {_text('/proc/sys/kernel/tainted').strip()}"}),

@@ -85,12 +85,21 @@ def _printer(as_json: bool, colour: bool) -> Any:
     return tell
 
 
-def _summary(results: Sequence[Result], seconds: float, as_json: bool) -> None:
+def _applicable(client: Client, probes: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
+    """The probes that can be tried here, and the names of those that need a user this server does not offer."""
+    offered = {user for runtime in client.runtimes() for user in runtime.capabilities.get("users", ())}
+    skipped = [probe.name for probe in probes if probe.user not in offered]
+    return [probe for probe in probes if probe.user in offered], skipped
+
+
+def _summary(results: Sequence[Result], skipped: Sequence[str], seconds: float, as_json: bool) -> None:
     breaches = [result.name for result in results if not result.held]
     if as_json:
-        probes = [result.shape() for result in results]
-        _write(json.dumps({"held": not breaches, "breaches": breaches, "seconds": seconds, "probes": probes}))
+        found = {"held": not breaches, "breaches": breaches, "skipped": list(skipped), "seconds": seconds}
+        _write(json.dumps({**found, "probes": [result.shape() for result in results]}))
         return
+    if skipped:
+        sys.stderr.write(f"not tried, for want of the user they run as: {', '.join(skipped)}\n")
     sys.stderr.write(f"{len(results) - len(breaches)} of {len(results)} held, in {seconds:.0f} s\n")
     if breaches:
         sys.stderr.write(f"breached: {', '.join(breaches)}\n")
@@ -105,8 +114,9 @@ def main(options: Mapping[str, Any]) -> int:
         return HELD
     begun = time.monotonic()
     with _client(options.get("url"), options.get("state")) as client:
+        probes, skipped = _applicable(client, probes)
         target = OverHttp(client, options.get("runtime") or "auto")
         with Attack(target) as attack:
             results = carry_out_all(attack, probes, _printer(as_json, colour))
-    _summary(results, time.monotonic() - begun, as_json)
+    _summary(results, skipped, time.monotonic() - begun, as_json)
     return HELD if all(result.held for result in results) else BREACHED

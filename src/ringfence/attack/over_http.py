@@ -19,10 +19,12 @@ PATIENCE = 60.0  # seconds beyond a program's own deadline before the server cou
 class OverHttp:
     """A server, attacked by one tenant. See target.Target."""
 
-    def __init__(self, client: Client, runtime: str = "auto") -> None:
+    def __init__(self, client: Client, isolation: str = "auto") -> None:
         self._client = client
-        self._isolation = runtime
-        self.runtime = runtime
+        self._isolation = isolation
+        self.runtime = isolation
+        if isolation == "auto":
+            self.runtime = next((found.name for found in client.runtimes() if found.available), isolation)
 
     def run(self, probe: Probe, facts: Mapping[str, Any]) -> Ran:
         """One run of the probe's program."""

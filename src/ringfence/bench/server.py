@@ -51,6 +51,10 @@ class Measured:
             parts["zygotes"], parts["sandboxes"] = grouped
         return parts
 
+    def inside(self) -> list[int]:
+        """Zygotes, sandboxes and all they run."""
+        return self.groups.pids() or tree(self.pids["node"])
+
     def run(self, template: str, **program: Any) -> bytes:
         """A prepared POST /v1/runs."""
         return self.target.request("POST", "/v1/runs", {"template": template, **program})

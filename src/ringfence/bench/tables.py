@@ -15,7 +15,7 @@ from ringfence.bench.stats import Summary, ratio
 LABELS: Final = {
     "bare": "python3 -c, nothing around it",
     "unfenced": "python3 -c behind the same server, unsandboxed",
-    "ringfence": "ringfence over HTTP, warm, every layer on",
+    "ringfence": "ringfence over HTTP, warm",
     "ringfence_exec": "ringfence over HTTP, exec of python3 -c",
     "bwrap": "bubblewrap --unshare-all",
     "runc": "runc run",

@@ -27,6 +27,7 @@ from ringfence.engine.runs import Runs
 from ringfence.engine.sandboxes import Sandboxes
 from ringfence.store.base import Store
 
+FOLLOW_AGAIN_SECONDS: Final = 0.1
 _log: Final = logging.getLogger(__name__)
 
 
@@ -81,8 +82,14 @@ class Engine:
         await self.catalog.refresh()
 
     async def _follow(self) -> None:
-        with contextlib.suppress(RingfenceError):  # a lost node starts this anew
+        """Follow the node's events. Fallen behind, agree with the node and follow on; a lost node starts this anew."""
+        while True:
             await self.ledger.follow()
+            await asyncio.sleep(FOLLOW_AGAIN_SECONDS)
+            if not self.node.connected:
+                return
+            with contextlib.suppress(RingfenceError, TimeoutError):
+                await self.ledger.reconcile()
 
     async def _reconcile(self) -> None:
         if self.node.connected:

@@ -171,13 +171,15 @@ class Ledger:
     # --- what the node reports ---
 
     async def follow(self) -> None:
-        """Take the node's events until its connection is lost."""
+        """Take the node's events until its connection is lost or they come faster than they are taken."""
         reader = Reader()
-        self._node.open(reader, {"verb": "events"})
         try:
+            self._node.open(reader, {"verb": "events"})
             while (item := await reader.next()) is not None:
                 if item[0] == frames.CONTROL:
                     self._seen(decode_node(item[1], NodeEventMessage).event)
+        except RingfenceError as error:
+            _log.warning("the node's events: %s", error.cause)
         finally:
             reader.cancel()
 

@@ -13,10 +13,10 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, Final
 
 from ringfence.guest import files, frames, processes, reseed, runner, tunnel, watch
 from ringfence.guest import syscalls as sc
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
 from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan

@@ -9,9 +9,8 @@ import errno
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Final
 
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.loop import Loop, Timer
 from ringfence.guest.stream import Handler, Stream
 
@@ -48,12 +47,14 @@ CODES: Final[dict[int, str]] = {
 }
 
 
-@dataclass(slots=True)
 class Context:
     """What an op may use besides its stream."""
 
-    loop: Loop
-    home: str
+    __slots__ = ("home", "loop")
+
+    def __init__(self, loop: Loop, home: str) -> None:
+        self.loop = loop
+        self.home = home
 
 
 Op = Callable[[Context, Stream, dict[str, Any]], None]

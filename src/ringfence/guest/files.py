@@ -13,9 +13,9 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, Final
 
 from ringfence.guest import frames, trees
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.context import Context, Op, Refused, Sliced, Steps, flag, guarded, path, refuse, whole
 from ringfence.guest.loop import Timer
 from ringfence.guest.stream import Handler, Stream

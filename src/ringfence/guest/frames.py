@@ -8,7 +8,9 @@ A reader never allocates more than one frame's bound, whatever the length field 
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from collections import namedtuple
+
+from ringfence.guest.annotations import TYPE_CHECKING, Final
 
 OPEN: Final = 1  # JSON; the opener asks for something
 STDIN: Final = 2  # raw bytes toward the program
@@ -43,12 +45,17 @@ class FrameError(Exception):
     """The peer sent something that is not a frame; the connection cannot be trusted further."""
 
 
-class Frame(NamedTuple):
-    """One parsed frame."""
+if TYPE_CHECKING:
+    from typing import NamedTuple
 
-    type: int
-    stream: int
-    payload: bytes
+    class Frame(NamedTuple):
+        """One parsed frame."""
+
+        type: int
+        stream: int
+        payload: bytes
+else:
+    Frame = namedtuple("Frame", "type stream payload")  # noqa: PYI024 - typing stays out of sandboxes
 
 
 def encode(type_: int, stream: int, payload: bytes = b"") -> bytes:

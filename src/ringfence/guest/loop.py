@@ -7,7 +7,8 @@ import itertools
 import select
 import time
 from collections.abc import Callable
-from typing import Final
+
+from ringfence.guest.annotations import Final
 
 Callback = Callable[[], None]
 _READ: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import Any, Final
+
+from ringfence.guest.annotations import Any, Final
 
 STAGE: Final = "/run/ringfence/stage"  # the pristine root, as the zygote sees it
 NEW_ROOT: Final = "/run/ringfence/new"  # where a sandbox assembles its own
@@ -16,27 +16,61 @@ SLOT_SIZE: Final = 2048  # uids per sandbox: 0..2046, and nobody (65534) on the 
 NOBODY: Final = 65534
 
 
-@dataclass(frozen=True)
+FIELDS: Final = (
+    "root",  # set up by a privileged node: a uid range of its own, `root` and `user` inside
+    "scratch_bytes",
+    "scratch_files",
+    "processes",
+    "open_files",
+    "cpu_seconds",
+    "data_bytes",  # a bound on each process's own memory where no group bounds them together; 0: none
+    "warm_runner",
+    "exec_runner",  # zygote = "none": user code never shares the zygote's address layout
+    "time_namespace",
+    "without",
+    "fault",
+)
+
+
 class Plan:
     """What sandboxes of one shape share. `without` and `fault` exist for tests alone: no setting reaches them."""
 
-    root: bool  # set up by a privileged node: a uid range of its own, `root` and `user` inside
-    scratch_bytes: int
-    scratch_files: int
-    processes: int
-    open_files: int
-    cpu_seconds: float
-    data_bytes: int  # a bound on each process's own memory where no group bounds them together; 0: none
-    warm_runner: bool
-    exec_runner: bool  # zygote = "none": user code never shares the zygote's address layout
-    time_namespace: bool
-    without: frozenset[str] = field(default_factory=frozenset)
-    fault: str = ""
+    __slots__ = FIELDS
+
+    def __init__(
+        self,
+        *,
+        root: bool,
+        scratch_bytes: int,
+        scratch_files: int,
+        processes: int,
+        open_files: int,
+        cpu_seconds: float,
+        data_bytes: int,
+        warm_runner: bool,
+        exec_runner: bool,
+        time_namespace: bool,
+        without: frozenset[str] = frozenset(),
+        fault: str = "",
+    ) -> None:
+        self.root = root
+        self.scratch_bytes = scratch_bytes
+        self.scratch_files = scratch_files
+        self.processes = processes
+        self.open_files = open_files
+        self.cpu_seconds = cpu_seconds
+        self.data_bytes = data_bytes
+        self.warm_runner = warm_runner
+        self.exec_runner = exec_runner
+        self.time_namespace = time_namespace
+        self.without = without
+        self.fault = fault
 
 
 def plan_to(plan: Plan) -> bytes:
     """The bytes plan_from() reads."""
-    return json.dumps({**vars(plan), "without": sorted(plan.without)}).encode()
+    fields = {name: getattr(plan, name) for name in FIELDS}
+    return json.dumps({**fields, "without": sorted(plan.without)}).encode()
 
 
 def plan_from(data: bytes) -> Plan:

@@ -12,10 +12,10 @@ import struct
 import termios
 import time
 from collections import deque
-from typing import Any, Final
 
 from ringfence.guest import frames
 from ringfence.guest import syscalls as sc
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.loop import Loop, Timer
 from ringfence.guest.plan import HOME, USER_ID
 from ringfence.guest.steps import KEPT_CAPABILITIES

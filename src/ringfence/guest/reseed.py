@@ -11,7 +11,8 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+
+from ringfence.guest.annotations import Any, Final
 
 _SEED_BYTES: Final = 32
 Reseeder = Callable[[], None]

@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import types
-from typing import Any, Final
+
+from ringfence.guest.annotations import Any, Final
 
 LENGTH: Final = 4
 DONE: Final = 1  # first byte of the shared page once the program has ended; the second is its exit code

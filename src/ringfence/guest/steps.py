@@ -13,10 +13,10 @@ import resource
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
 
 from ringfence.guest import syscalls as sc
 from ringfence.guest import table
+from ringfence.guest.annotations import Final
 from ringfence.guest.plan import CHANNEL_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, Final
 
 from ringfence.guest import frames
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.loop import Loop
 
 READ_SIZE: Final = 256 * 1024

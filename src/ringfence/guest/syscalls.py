@@ -11,7 +11,8 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+
+from ringfence.guest.annotations import Final
 
 ARCH: Final = "x86_64"
 
@@ -82,14 +83,18 @@ class SetupError(OSError):
     """A kernel call of the set-up failed; its text names it."""
 
 
-class Call(NamedTuple):
+class Call:
     """One prepared system call: what to say when it fails, its registers, the one result that is right (-1: any)."""
 
-    what: str
-    number: int
-    args: tuple[int, ...]
-    expect: int = -1
-    keeps: tuple[object, ...] = ()  # the memory its addresses point at
+    __slots__ = ("args", "expect", "keeps", "number", "what")
+
+    def __init__(self, what: str, number: int, args: tuple[int, ...], expect: int, keeps: tuple[object, ...]) -> None:
+        """`keeps` is the memory that its addresses point at."""
+        self.what = what
+        self.number = number
+        self.args = args
+        self.expect = expect
+        self.keeps = keeps
 
 
 def call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char], what: str = "", expect: int = -1) -> Call:
@@ -213,7 +218,8 @@ def load_seccomp(program: bytes) -> Call:
     code = buffer(program)
     fprog = buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
     prepared = call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, fprog, 0, 0, what="load the seccomp filter")
-    return prepared._replace(keeps=(fprog, code))
+    prepared.keeps = fprog, code
+    return prepared
 
 
 def thread_id_address() -> int:
@@ -222,6 +228,11 @@ def thread_id_address() -> int:
     if attempt(call("prctl", _PR_GET_TID_ADDRESS, address, 0, 0, 0)) < 0:
         return 0
     return int.from_bytes(address.raw, "little")
+
+
+def trim_heap() -> None:
+    """Give the C library's free memory back: what is not there need not be copied."""
+    _libc.malloc_trim(0)
 
 
 class Cloner:

@@ -27,9 +27,9 @@ import ctypes
 import mmap
 import os
 import struct
-from typing import Any, Final
 
 from ringfence.guest import syscalls as sc
+from ringfence.guest.annotations import Any, Final
 
 CODE: Final = bytes.fromhex(
     "535541544889fb4889f54531e44939ec733e488b03488b7b08488b731048"

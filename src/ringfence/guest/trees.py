@@ -11,8 +11,8 @@ import errno
 import os
 import stat
 from collections.abc import Generator
-from typing import Final
 
+from ringfence.guest.annotations import Final
 from ringfence.guest.context import Refused, Steps
 
 SCAN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from typing import Any, Final
 
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.context import Context, Op, Refused, guarded, refuse, whole
 from ringfence.guest.stream import Handler, Stream
 

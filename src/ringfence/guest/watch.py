@@ -12,8 +12,8 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Final
 
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.context import Context, Op, Refused, Slices, Steps, flag, guarded, path, refuse
 from ringfence.guest.loop import Timer
 from ringfence.guest.stream import Handler, Stream

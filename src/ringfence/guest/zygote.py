@@ -17,10 +17,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
 
 from ringfence.guest import agent, reseed, runner, steps, table
 from ringfence.guest import syscalls as sc
+from ringfence.guest.annotations import Any, Final
 from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
 
 CONTROL_FD: Final = 3
@@ -37,12 +37,15 @@ ONE_USER: Final = b"%d 0 1\n" % USER_ID
 SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of what the zygote says
 
 
-class Prepared(NamedTuple):
+class Prepared:
     """A shape's plan, its compiled set-up and the frame that says it is in force."""
 
-    plan: Plan
-    program: steps.Program
-    ready: bytes
+    __slots__ = ("plan", "program", "ready")
+
+    def __init__(self, plan: Plan, program: steps.Program, ready: bytes) -> None:
+        self.plan = plan
+        self.program = program
+        self.ready = ready
 
 
 class Zygote:
@@ -74,6 +77,7 @@ class Zygote:
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page
         gc.freeze()
+        sc.trim_heap()
 
     def serve(self) -> None:
         """Fork on request until the node hangs up.
