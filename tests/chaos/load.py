@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ PATIENCE = 45.0  # seconds until a request counts as hung
 OUR_FAULTS = {
     "sandbox_lost",
     "node_lost",
+    "node_unreachable",
     "no_capacity",
     "zygote_died",
     "zygote_stuck",
@@ -24,6 +26,7 @@ OUR_FAULTS = {
     "group_refused",
     "api_restarted",
     "sandbox_not_found",
+    "sandbox_ended",
     "draining",
     "platform_fault",
     "internal",
@@ -35,6 +38,7 @@ class Told:
     """What the clients saw."""
 
     good: int = 0
+    killed: int = 0  # programs that were told to have died by SIGKILL, which is the truth when we killed them
     faults: dict[str, int] = field(default_factory=dict)
     cut: int = 0  # connections that broke
     wrong: list[str] = field(default_factory=list)
@@ -43,8 +47,9 @@ class Told:
 class Load:
     """A few clients in threads. Use it in a `with`; the address may change while it runs."""
 
-    def __init__(self, url: str, key: str, clients: int = 3) -> None:
+    def __init__(self, url: str, key: str, clients: int = 3, *, programs_die: bool = False) -> None:
         self.url = url
+        self._programs_die = programs_die
         self.told = Told()
         self._key = key
         self._stop = threading.Event()
@@ -72,12 +77,19 @@ class Load:
             if answer.status_code < 300 and right:
                 self.told.good += 1
                 return True
-            code = str(answer.json().get("error", {}).get("code")) if answer.status_code >= 400 else ""
-            if code in OUR_FAULTS:
+            body = answer.json()
+            code = str(body.get("error", {}).get("code")) if answer.status_code >= 400 else ""
+            if answer.status_code < 300 and self._was_killed(body):
+                self.told.killed += 1
+            elif code in OUR_FAULTS:
                 self.told.faults[code] = self.told.faults.get(code, 0) + 1
             else:
                 self.told.wrong.append(f"{what}: {answer.status_code} {answer.text[:300]}")
             return False
+
+    def _was_killed(self, body: dict[str, Any]) -> bool:
+        fate = body.get("exit") or {}
+        return self._programs_die and (fate.get("signal") == 9 or fate.get("code") == 128 + 9)
 
     def _loop(self, once: Any) -> None:
         while not self._stop.is_set():
@@ -142,8 +154,11 @@ class Load:
             last = line
             got += line.count("x") if line.startswith('{"stdout"') else 0
         if '"run"' in last[:10]:
-            if got == size and '"exited"' in last:
+            run = json.loads(last)["run"]
+            if got == size and run["exit"]["how"] == "exited":
                 self.told.good += 1
+            elif self._was_killed(run):
+                self.told.killed += 1
             else:
                 self.told.wrong.append(f"stream: {got} of {size} bytes, then {last[:300]}")
         elif not any(f'"{code}"' in last for code in OUR_FAULTS):

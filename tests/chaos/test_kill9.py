@@ -154,7 +154,7 @@ def stuck(client: httpx.Client) -> list[str]:
 def test_a_killed_process_is_survived(server: OwnServer, kind: str) -> None:
     """One kind of process killed over and over, at random moments of a busy server."""
     dice = random.Random(kind)
-    with Load(server.url, server.key) as load:
+    with Load(server.url, server.key, programs_die=kind == "program") as load:
         back(server)
         for _ in range(max(1, ROUNDS // 5) if ROUNDS < 100 else ROUNDS):
             time.sleep(dice.random() * 0.3)
@@ -173,7 +173,7 @@ def test_everything_killed_at_once_is_survived(server: OwnServer) -> None:
     """SIGKILL to every process of the server in one go, as when the power fails; a new start cleans up."""
     dice = random.Random(154)
     for _ in range(max(1, ROUNDS // 5)):
-        with Load(server.url, server.key) as load:
+        with Load(server.url, server.key, programs_die=True) as load:
             back(server)
             time.sleep(dice.random())
             assert server.process is not None

@@ -333,12 +333,30 @@ class Agent:
         for pid in ended[: max(0, len(ended) - FINISHED_KEPT)]:
             del self.programs[pid]
 
+    def rehearse(self) -> None:
+        """Serve a program that is none: the pages that serving dirties are copied while nobody waits."""
+        ours, theirs = socket.socketpair()
+        channel = Channel(self.loop, ours.fileno(), self.opened, lambda: None)
+        channel.feed(frames.encode(frames.OPEN, 1, b'{"op": "ping"}'))
+        ends = processes.Ends(None, stdin=False)
+        nobody = -1
+        program = self._adopt(Stream(channel, 2), {"op": "run"}, nobody, ends, ["rehearsal"], "run")
+        os.write(ends.child[1], b"1\n")
+        ends.close_child()
+        self.loop.turn(0.0)
+        program.ended(0, None, None)
+        del self.programs[nobody]
+        self.loop.forget(ours.fileno())
+        ours.close()
+        theirs.close()
+
     def warm(self) -> None:
         """Fork the interpreter that waits for the first program."""
         spare = self.spare = self._fork_runner({})
         spare.orders.settimeout(WARM_SECONDS)
         if spare.orders.recv(1) != runner.READY:
             raise StepFailed("reseed", "the waiting interpreter did not renew its random state")
+        self.rehearse()
 
 
 # Made once, in the zygote: a table built in every sandbox would be pages copied in every sandbox.

@@ -110,12 +110,16 @@ class Loop:
         """Serve until stop()."""
         self._running = True
         while self._running:
-            for fd, mask in self._epoll.poll(self._due(), 64):
-                if mask & _READ and (reader := self._readers.get(fd)):
-                    reader()
-                if mask & _WRITE and (writer := self._writers.get(fd)):
-                    writer()
-            self._ring()
+            self.turn(self._due())
+
+    def turn(self, seconds: float) -> None:
+        """Wait at most so long (-1: for ever), then make every call that is due."""
+        for fd, mask in self._epoll.poll(seconds, 64):
+            if mask & _READ and (reader := self._readers.get(fd)):
+                reader()
+            if mask & _WRITE and (writer := self._writers.get(fd)):
+                writer()
+        self._ring()
 
     def close(self) -> None:
         """Give the epoll descriptor back."""

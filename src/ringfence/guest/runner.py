@@ -53,6 +53,7 @@ def _text(fd: int, mode: str, **options: Any) -> Any:
     return stream
 
 
+SEARCH: Final = [place for place in sys.path if not place.startswith("/run/ringfence")]
 _OURS: Final = read_order.__code__.co_filename
 
 
@@ -74,7 +75,7 @@ def _fresh_main(order: dict[str, Any]) -> types.ModuleType:
     main.__dict__.update(__file__=order["filename"], __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
     sys.argv = [order["filename"], *order.get("argv", [])]
-    sys.path[:] = [os.getcwd(), *[p for p in sys.path if not p.startswith("/run/ringfence")]]
+    sys.path[:] = [os.getcwd(), *SEARCH]
     return main
 
 
@@ -174,9 +175,10 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
 
 
 def rehearse() -> None:
-    """Run a throwaway program: the pages it dirties are copied while nobody waits."""
-    sys.path_importer_cache.clear()
-    exec(compile("x = [str(i) for i in range(9)]\n", "<rehearsal>", "exec", dont_inherit=True), {})  # noqa: S102
+    """Run a throwaway program: the pages that a run dirties are copied while nobody waits."""
+    order = json.loads(encode_order({"filename": os.devnull, "code": "x = [str(i) for i in range(9)]\n"})[LENGTH:])
+    execute(order)
+    sys.stdout.flush()
 
 
 def fresh_argv(preload: list[str], order_fd: int) -> list[str]:

@@ -184,7 +184,10 @@ class Supervisor:
         self.runtime.claimed(live.id, limits)
         self.table.add(live)
         live.link.lost.add_done_callback(lambda _: self._died(live))
-        self.emit("sandbox.created", live, template=ask["template"])
+        if one_shot:
+            self.counters["runs"] = self.counters.get("runs", 0) + 1  # its run is the event; two would say it twice
+        else:
+            self.emit("sandbox.created", live, template=ask["template"])
         return live, {"queue": (taken - begun) * 1e3, "claim": (time.monotonic() - taken) * 1e3}
 
     # -- ending ---------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
+ZYGOTE_GONE: Final = frozenset({"zygote_died", "zygote_stuck", "died_in_setup"})
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
 GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
 SMALL_MEMORY: Final = 256 * 1024 * 1024  # below it, files written at full speed could fill it before then
@@ -132,6 +133,15 @@ class Jail:
     # -- start ----------------------------------------------------------------------------------------------
 
     async def start(self, spec: StartSpec) -> Jailed:
+        """A ready sandbox. When the zygote dies under it, another is started and the fork tried once more."""
+        try:
+            return await self._start(spec)
+        except SandboxRefused as error:
+            if error.code not in ZYGOTE_GONE:
+                raise
+            return await self._start(spec)
+
+    async def _start(self, spec: StartSpec) -> Jailed:
         """Fork, attach to the limits while nobody waits, let it set up, hear that it is ready."""
         zygote = await self._zygote(spec)
         slot = zygote.take_slot()
