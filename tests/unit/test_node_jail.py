@@ -104,6 +104,7 @@ async def test_a_dead_zygote_is_replaced() -> None:
         await until(lambda: live.id not in served.supervisor.table.ids())
         again = await claim(served)
         assert again.id != live.id
+        await until(lambda: not served.supervisor._starting)  # a refill under way has a group and no name yet
         await served.supervisor.sweep()
         known = served.supervisor.table.ids() | set(served.supervisor._warm)
         assert await served.runtime.found() == known
