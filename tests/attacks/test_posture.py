@@ -128,7 +128,7 @@ def test_nothing_is_left_of_a_stopped_sandbox(node: Node) -> None:
     members = [one.status["Pid"] for one in settled(sandbox, 1)]
     node.release(sandbox)
     assert [pid for pid in members if os.path.exists(f"/proc/{pid}")] == []
-    assert [path for root in ledger.group_roots() for path in root.glob(f"**/{sandbox.id}")] == []
+    assert ledger.groups_called(sandbox.id) == set()
 
 
 def test_an_agent_that_breaks_protocol_costs_only_its_own_sandbox(node: Node, live: Live) -> None:

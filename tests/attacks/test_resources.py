@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -21,7 +22,11 @@ def resident(server: OwnServer) -> int:
     """Bytes of the server's own processes together; the sandboxes' are not counted."""
     assert server.process is not None
     mine = [pid for pid in ledger.tree(server.process.pid) if "/ringfence/" not in ledger.group_of(pid)]
-    return sum(ledger.process(pid).resident_bytes for pid in mine)
+    total = 0
+    for pid in mine:
+        with contextlib.suppress(OSError):  # one that has just ended holds nothing
+            total += ledger.process(pid).resident_bytes
+    return total
 
 
 def available() -> int:

@@ -107,6 +107,11 @@ def groups_of(instance: str) -> set[str]:
     return found
 
 
+def groups_called(name: str) -> set[str]:
+    """Directories of this name, in every hierarchy and at any depth."""
+    return {folder for root in group_roots() for folder, _, _ in os.walk(root) if os.path.basename(folder) == name}
+
+
 def _others(pid: int, instance: str) -> bool:
     group = group_of(pid)
     return "/ringfence/" in group and f"/ringfence/{instance}" not in group
@@ -117,7 +122,8 @@ def _ringfences(pid: int) -> bool:
     with contextlib.suppress(OSError):
         if os.stat(f"/proc/{pid}").st_uid >= UID_FLOOR:
             return True
-    return "ringfence" in _text(f"/proc/{pid}/cmdline") + _text(f"/proc/{pid}/comm")
+    ours = ("ringfence.node", "ringfence.api", "ringfence.runtimes")
+    return _text(f"/proc/{pid}/comm").startswith("ringfence") or any(w in _text(f"/proc/{pid}/cmdline") for w in ours)
 
 
 def _namespaces(instance: str) -> set[str]:

@@ -50,7 +50,6 @@ class Collector:
         if self.relay is not None and payload:
             self.relay.from_above(frames.CREDIT, len(payload).to_bytes(4, "big"))
 
-
     def throttle(self, link: GuestLink) -> None:
         """Nothing piles up here: what comes is taken at once."""
 

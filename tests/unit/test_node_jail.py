@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import signal
 import uuid
@@ -17,12 +19,14 @@ import pytest
 from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.process import How
+from ringfence.domain.template import ZygoteMode
+from ringfence.guest import frames
 from ringfence.node.live import Live
 from ringfence.node.supervisor import Settings, Supervisor
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import GOVERN_AFTER, Jail
-from ringfence.templates.catalog import Catalog
+from ringfence.templates.catalog import Built, Catalog
 from tests.support.nodewire import Node, until
 from tests.support.subjects import SUBJECTS, TEMPLATES
 
@@ -193,3 +197,32 @@ async def test_no_descriptor_is_left_by_short_runs() -> None:
         await served.settled()
         await asyncio.sleep(0.1)
         assert len(os.listdir("/proc/self/fd")) <= before + 8
+
+
+class Fresh(Catalog):
+    """The same templates, each with an interpreter of its own per program (zygote = "none")."""
+
+    def read(self, name: str) -> Built:
+        """One template, changed."""
+        built = super().read(name)
+        return dataclasses.replace(built, template=dataclasses.replace(built.template, zygote=ZygoteMode.NONE))
+
+
+async def test_without_a_zygote_s_interpreter_no_two_programs_share_a_hash_secret() -> None:
+    """With zygote = "none" code runs in an interpreter started for it alone: sources, arguments and exit code hold."""
+    instance = f"test-{uuid.uuid4().hex[:12]}"
+    runtime = Jail(detect(instance, root=ROOT), privileged=ROOT)
+    supervisor = Supervisor(runtime, Fresh(TEMPLATES), Settings())
+    await supervisor.begin()
+    try:
+        served, hashes = Node(runtime, supervisor, Path("/nowhere")), set()
+        for _ in range(3):
+            live, kept = await claim(served), Kept()
+            order = {"op": "run", "code": "import sys; print(hash('x'), sys.argv[1]); sys.exit(3)", "argv": ["a"]}
+            relay = supervisor.open(live, json.dumps(order).encode(), kept, program=True)
+            assert b'"code": 3' in ((await relay.ended).answer or b"")
+            hashes.add(b"".join(payload for type_, payload in kept.frames if type_ == frames.STDOUT))
+        assert len(hashes) == 3
+        assert all(line.endswith(b" a\n") for line in hashes)
+    finally:
+        await supervisor.close()

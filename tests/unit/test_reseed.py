@@ -143,7 +143,9 @@ def test_numpys_generators_too() -> None:
     """Legacy state, generators, bare bit generators, and what they spawn: nothing is the same in two siblings."""
     digest = json.loads((TEMPLATES / "index" / "python.json").read_text())["digest"]
     root = TEMPLATES / digest / "root"
-    source = Path(reseed.__file__).read_text().replace("from __future__ import annotations\n", "")
+    ours = "from ringfence.guest.annotations import"  # words for annotations, which the chroot does not have
+    lines = Path(reseed.__file__).read_text().replace("from __future__ import annotations\n", "").splitlines()
+    source = "\n".join("Any = Final = None" if line.startswith(ours) else line for line in lines)
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8"}
     done = subprocess.run(
         ["chroot", str(root), "/usr/bin/python3", "-I", "-B", "-c", NUMPY.format(source=source)],

@@ -14,7 +14,9 @@ import sys
 import threading
 import types
 
-from ringfence.guest.annotations import Any, Final
+TYPE_CHECKING = False  # this module also runs alone, in an interpreter started afresh
+if TYPE_CHECKING:
+    from ringfence.guest.annotations import Any, Final
 
 LENGTH: Final = 4
 DONE: Final = 1  # first byte of the shared page once the program has ended; the second is its exit code

@@ -198,4 +198,5 @@ def main() -> None:
         return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead sandboxes are reaped by the kernel
     control.send(READY)
-    zygote.serve()
+    with contextlib.suppress(ConnectionError):  # a node that was killed hangs up less politely
+        zygote.serve()
