@@ -42,7 +42,9 @@ missing_packages() {
     fi
     command -v mmdebstrap >/dev/null || echo mmdebstrap
     command -v mount >/dev/null || echo mount
-    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || echo debian-archive-keyring
+    # The templates are Debian 13: an early Debian 12 does not know its keys yet.
+    dpkg --compare-versions "$(dpkg-query -W -f '${Version}' debian-archive-keyring 2>/dev/null)" ge 2023.3+deb12u2 \
+        || echo debian-archive-keyring
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
     [ "$(id -u)" = 0 ] || command -v newuidmap >/dev/null || echo uidmap
     for package in "$@"; do

@@ -28,7 +28,7 @@ for name, target in {targets!r}.items():
 def image_unchanged() -> Iterator[None]:
     """The image's programs and libraries are byte for byte what they were, whatever the attacks did."""
     root = Path(json.loads((TEMPLATES / "index" / "base.json").read_text())["digest"])
-    files = [TEMPLATES / root / "root" / name for name in ("usr/bin/python3.11", "etc/passwd", "usr/bin/dash")]
+    files = [TEMPLATES / root / "root" / name for name in ("usr/bin/python3.13", "etc/passwd", "usr/bin/dash")]
     before = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     yield
     assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] == before

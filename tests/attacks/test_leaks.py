@@ -118,7 +118,7 @@ def test_what_one_program_imports_cannot_poison_anothers(run: Run) -> None:
     poison = "print('poisoned')"
     code = f"""
 import os, sys
-for folder in [*sys.path, os.getcwd(), "/tmp", "/usr/lib/python3.11", "/var/tmp"]:
+for folder in [*sys.path, os.getcwd(), "/tmp", "/usr/lib/python3.13", "/var/tmp"]:
     for name in ("json.py", "helper.py", "sitecustomize.py", "usercustomize.py"):
         try:
             open(os.path.join(folder or ".", name), "w").write({poison!r})

@@ -164,7 +164,7 @@ def test_a_wheel_is_installed_compiled_and_runs_only_inside(sample: Built) -> No
     """Its script points at the sandbox's Python, its modules at no source, and its file list at no host path."""
     packages = sample.root / PACKAGES
     assert (sample.root / "usr/local/bin/sample").read_text().startswith("#!/usr/bin/python3\n")
-    compiled = (packages / "ringfence_sample/__pycache__/__init__.cpython-311.pyc").read_bytes()
+    compiled = (packages / "ringfence_sample/__pycache__/__init__.cpython-313.pyc").read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 1, "hash-based and never checked"
     assert not (packages / "ringfence_sample/tests/__pycache__").exists()
     assert "../" not in (packages / "ringfence_sample-1.0.dist-info/RECORD").read_text()

@@ -12,11 +12,11 @@ from ringfence.domain.errors import BadRequest, PlatformFault
 from ringfence.templates import commands, inside, tree
 from ringfence.templates.progress import Progress, Report
 
-PYTHON: Final = "3.11"
+PYTHON: Final = "3.13"
 PACKAGES: Final = f"usr/local/lib/python{PYTHON}/dist-packages"
-# Wheels name the oldest C library they run on; Debian 12 has glibc 2.36.
+# Wheels name the oldest C library they run on; Debian 13 has glibc 2.41.
 PLATFORMS: Final = (
-    *(f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)),
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(41, 4, -1)),
     "manylinux2014_x86_64",
     "manylinux2010_x86_64",
     "manylinux1_x86_64",
