@@ -82,7 +82,7 @@ LAUNCHING = (
     "prctl",
     "mkdir",
 )
-DEPTH = 1 if ROUNDS < 20 else ROUNDS
+HIT = ("INJECTED", "killed by SIGKILL")
 
 
 @asynccontextmanager
@@ -126,25 +126,20 @@ async def outcome(jail: Jail) -> dict[str, Any]:
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_call_of_the_set_up_that_fails(call: str, what: str) -> None:
     """Refused, or as well held as any other; and nothing is left."""
-    if what != "error=EPERM" and DEPTH == 1 and call not in {"mount", "pivot_root", "seccomp", "prctl"}:
-        pytest.skip("only with more RINGFENCE_ROUNDS")
     instance = f"test-{uuid.uuid4().hex[:12]}"
     jail = Jail(detect(instance, root=True), privileged=True)
     try:
         whole = await outcome(jail)
         assert "layers" in whole
-        refused = 0
-        for when in range(1, DEPTH + 1):
+        for when in range(1, ROUNDS + 1):
             async with injecting(zygote_pid(jail), call, what, when) as log:
                 seen = await outcome(jail)
-                hit = "INJECTED" in log.read_text() or "SIGKILL" in log.read_text()
+                await asyncio.sleep(0.02)
+                hit = any(word in log.read_text() for word in HIT)
+            print("AT", call, what, when, hit, str(seen)[:150] if seen!=whole else "WHOLE")
             assert await jail.found() == set()
-            if "refused" in seen:
-                refused += 1
-                continue
-            assert seen.get("lost") is None or what != "error=EPERM", f"call {when}: {seen}"
-            if "lost" not in seen:
-                assert seen == whole, f"call {when} failed and the sandbox ran with less"
+            assert hit or when > 1, "this call is not made at all: the list above is out of date"
+            assert "refused" in seen or "lost" in seen or seen == whole, f"call {when} failed and the sandbox ran with less"
             if not hit:
                 break
         assert await outcome(jail) == whole
@@ -174,10 +169,8 @@ asyncio.run(main())
 @pytest.mark.parametrize("call", LAUNCHING)
 async def test_a_call_of_the_launcher_that_fails(call: str, what: str) -> None:
     """The same for what a zygote is made of: it is refused or whole, and whoever comes after can clean up."""
-    if DEPTH == 1 and call not in ({"mount", "mkdir"} if what == "error=EPERM" else {"mkdir"}):
-        pytest.skip("only with more RINGFENCE_ROUNDS")
     before = ledger.snapshot(NOWHERE)
-    for when in range(1, min(DEPTH, 40) + 1):
+    for when in range(1, max(1, ROUNDS // 5) + 1):
         instance = f"test-{uuid.uuid4().hex[:12]}"
         done = await driven(instance, call, what, when)
         if what == "error=EPERM" and done.stdout:

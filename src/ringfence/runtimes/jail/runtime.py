@@ -358,6 +358,8 @@ class Jail:
             self._loop.remove_reader(self._groups.governor.fd)
         if self._governing is not None:
             self._governing.cancel()
+        for name in await self._in_thread(self._groups.list):  # of zygotes that died by themselves
+            await self._in_thread(lambda name=name: self._groups.remove(name, GONE_SECONDS))  # type: ignore[misc]
         await self._in_thread(self._groups.close)
         self._threads.shutdown(wait=False)
 
