@@ -25,6 +25,7 @@ from ringfence.guest.stream import Channel, Handler, Stream
 
 WARM_SECONDS: Final = 15.0  # a fresh interpreter (zygote = "none") imports the template's preload list first
 FIRST_READ: Final = 4096  # a larger buffer would sit in every sandbox that nobody ever asks
+NEXT_SPARE_SECONDS: Final = 0.05  # after a program began: its own start comes first
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
 SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
@@ -138,6 +139,13 @@ class Agent:
         program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
         program.report = spare.report
         self._send_order(spare, data)
+        if not self.plan.warm_runner:  # a sandbox that stays and has run one program will likely run more
+            self.loop.call_later(NEXT_SPARE_SECONDS, self._next_spare)
+
+    def _next_spare(self) -> None:
+        if self.spare is None:
+            with contextlib.suppress(OSError):  # no process or memory to spare: the next run forks its own
+                self.spare = self._fork_runner({})
 
     def _free_name(self) -> str:
         """Where a program without a name of its own is kept: never over a file its owner may have put there."""
