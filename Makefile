@@ -36,7 +36,7 @@ fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60
 
 test-cgroup-v2:  ## Run the limit tests in a small virtual machine that has only cgroup v2
 	@tools/setup.sh qemu-system-x86
-	@$(PYTHON) -m tests.cgroup_v2.run $(ARGS)
+	@$(PYTHON) -m tests.cgroup_v2.run --jail $(ARGS)
 
 clean:  ## Remove .venv and caches; templates and state stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

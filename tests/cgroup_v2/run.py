@@ -5,6 +5,7 @@ builds it (a minute, from Debian's mirror) and keeps it in ~/.cache/ringfence; l
 The processor is emulated, so that it works everywhere: expect everything to take ten times as long.
 
     python -m tests.cgroup_v2.run                                 the resource group tests
+    python -m tests.cgroup_v2.run --jail                          those, and the jail's conformance and node tests
     python -m tests.cgroup_v2.run tests/attacks -m cgroup_v2      others
     python -m tests.cgroup_v2.run --extra /var/lib/ringfence/templates=$PWD/templates tests/...
     python -m tests.cgroup_v2.run --suite trixie                  a newer kernel
@@ -15,6 +16,8 @@ Exits with pytest's own status, 124 when the time is up, 125 when the guest ende
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -29,6 +32,10 @@ from tests.cgroup_v2 import image
 
 TESTS = sorted(str(path.relative_to(image.CHECKOUT)) for path in image.CHECKOUT.glob("tests/unit/test_cgroups*.py"))
 DISTRIBUTIONS = ("pytest", "pytest-timeout")
+#: With --jail: what needs a template, which comes along, and asyncio in its tests.
+JAIL_TESTS = ["tests/conformance/test_runtime.py", "tests/unit/test_node_jail.py"]
+JAIL_DISTRIBUTIONS = ("anyio", "idna", "typing_extensions")
+TEMPLATES = Path(os.environ.get("RINGFENCE_TEMPLATES", "/var/lib/ringfence/templates"))
 MARK = "guest: pytest ended with"
 MIB = 1024 * 1024
 #: Memory for the guest beside twice its image, which is there packed and unpacked while it boots.
@@ -45,6 +52,7 @@ def options(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, lis
     parser.add_argument(
         "--with", dest="also", action="append", default=[], metavar="PACKAGE", help="an installed package"
     )
+    parser.add_argument("--jail", action="store_true", help="run the jail's tests too, on the base template")
     parser.add_argument("--minutes", type=float, default=15, help="at most")
     parser.add_argument("--suite", default="bookworm", help="Debian release of the guest and its kernel")
     parser.add_argument("--cache", type=Path, default=image.cache_directory())
@@ -102,6 +110,16 @@ def boot(command: list[str], seconds: float) -> int:
     return verdict if verdict is not None else TIMED_OUT if expired.is_set() else NO_ANSWER
 
 
+def base_template(work: Path) -> dict[str, str]:
+    """What to copy into the guest so that it has the base template, and no other."""
+    index = work / "index"
+    index.mkdir()
+    shutil.copy(TEMPLATES / "index" / "base.json", index)
+    digest = json.loads((index / "base.json").read_text())["digest"]
+    guest = "/var/lib/ringfence/templates"
+    return {f"{guest}/index": str(index), f"{guest}/{digest}": str(TEMPLATES / digest)}
+
+
 def say(text: str) -> None:
     """Talk goes to stderr; stdout is the guest's."""
     sys.stderr.write(f"cgroup_v2: {text}\n")
@@ -119,12 +137,16 @@ def main() -> int:
     kernel, base = image.base(chosen.cache, chosen.suite)
     with tempfile.TemporaryDirectory(prefix="ringfence-guest-") as work:
         initrd = Path(work) / "initrd"
+        extra = dict(each.split("=", 1) for each in chosen.extra)
+        if chosen.jail:
+            extra |= base_template(Path(work))
+            arguments += [*TESTS, *JAIL_TESTS, "-k", "not fake"]
         image.boot_image(
             initrd,
             base,
             arguments=arguments if any(names_tests(word) for word in arguments) else [*arguments, *TESTS],
-            distributions=[*DISTRIBUTIONS, *chosen.also],
-            extra=dict(each.split("=", 1) for each in chosen.extra),
+            distributions=[*DISTRIBUTIONS, *(JAIL_DISTRIBUTIONS if chosen.jail else ()), *chosen.also],
+            extra=extra,
             mark=MARK,
             patience=PATIENCE,
         )

@@ -50,5 +50,7 @@ async def look(started: Started) -> dict[str, Any]:
         for frame in parser.feed(data):
             out += frame.payload if frame.type in {frames.STDOUT, frames.STDERR} else b""
             if frame.type == frames.END:
-                seen: dict[str, Any] = json.loads(out) if out.startswith(b"{") else {"lost": out.decode(errors="replace")}
+                seen: dict[str, Any] = (
+                    json.loads(out) if out.startswith(b"{") else {"lost": out.decode(errors="replace")}
+                )
                 return {**seen, "layers": sorted(started.layers)}

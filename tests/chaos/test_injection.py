@@ -24,7 +24,6 @@ from typing import Any
 import pytest
 
 from ringfence.domain.errors import SandboxRefused
-from ringfence.guest import steps
 from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import Jail
 from tests.chaos.look import look
@@ -38,8 +37,10 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
 ]
-# What a sandbox's own process calls between its fork and its first word.
+# What a sandbox's own process calls between its fork and its first word, and what its zygote calls to make it.
 CALLS = (
+    "clone3",
+    "sendmsg",
     "mount",
     "umount2",
     "pivot_root",
@@ -49,7 +50,6 @@ CALLS = (
     "setgroups",
     "prctl",
     "capset",
-    "seccomp",
     "landlock_create_ruleset",
     "landlock_add_rule",
     "landlock_restrict_self",
@@ -82,7 +82,6 @@ LAUNCHING = (
     "prctl",
     "mkdir",
 )
-HIT = ("INJECTED", "killed by SIGKILL")
 
 
 @asynccontextmanager
@@ -90,7 +89,17 @@ async def injecting(pid: int, call: str, what: str, when: int) -> AsyncIterator[
     """Have strace change the `when`th such call of every process that `pid` forks."""
     with tempfile.TemporaryDirectory() as place:
         log = Path(place) / "log"
-        words = ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={when}"]
+        words = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            str(log),
+            "-e",
+            f"trace={call}",
+            "-e",
+            f"inject={call}:{what}:when={when}",
+        ]
         tracer = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(20):
@@ -135,11 +144,15 @@ async def test_a_call_of_the_set_up_that_fails(call: str, what: str) -> None:
             async with injecting(zygote_pid(jail), call, what, when) as log:
                 seen = await outcome(jail)
                 await asyncio.sleep(0.02)
-                hit = any(word in log.read_text() for word in HIT)
-            print("AT", call, what, when, hit, str(seen)[:150] if seen!=whole else "WHOLE")
+                hit = seen != whole or any(sign in log.read_text() for sign in ("INJECTED", "= ?"))
+            for left in await jail.found():  # a zygote that was hit itself: the next sweep's
+                assert left.startswith("zygote-")
+                await jail.stop(left)
             assert await jail.found() == set()
             assert hit or when > 1, "this call is not made at all: the list above is out of date"
-            assert "refused" in seen or "lost" in seen or seen == whole, f"call {when} failed and the sandbox ran with less"
+            assert "refused" in seen or "lost" in seen or seen == whole, (
+                f"call {when} failed and the sandbox ran with less"
+            )
             if not hit:
                 break
         assert await outcome(jail) == whole
@@ -182,7 +195,17 @@ async def test_a_call_of_the_launcher_that_fails(call: str, what: str) -> None:
 
 async def driven(instance: str, call: str, what: str, when: int) -> subprocess.CompletedProcess[str]:
     """A whole life of a jail under strace."""
-    inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={when}"]
+    inject = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={call}",
+        "-e",
+        f"inject={call}:{what}:when={when}",
+    ]
     words = [*inject, sys.executable, "-c", DRIVER, instance]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", ".", os.environ.get("PYTHONPATH", "")])}
 
@@ -200,8 +223,3 @@ async def swept(instance: str) -> None:
     assert await jail.found() == set()
     with contextlib.suppress(OSError):
         await jail.close()
-
-
-async def test_the_layers_have_names_in_order() -> None:
-    """The set-up names its steps: what a refusal says is one of them."""
-    assert len(set(steps.LAYERS)) == len(steps.LAYERS)
