@@ -100,15 +100,16 @@ async def injecting(pid: int, call: str, what: str, when: int) -> AsyncIterator[
             "-e",
             f"inject={call}:{what}:when={when}",
         ]
-        tracer = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.DEVNULL)
+        tracer = await asyncio.create_subprocess_exec(*words, "-p", str(pid), stderr=subprocess.DEVNULL)
         try:
             async with asyncio.timeout(20):
                 while "TracerPid:\t0" in ledger._text(f"/proc/{pid}/status"):  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.005)
             yield log
         finally:
-            tracer.send_signal(signal.SIGINT)
-            await asyncio.get_running_loop().run_in_executor(None, tracer.wait)
+            with contextlib.suppress(ProcessLookupError):  # it ends with the last it traces
+                tracer.send_signal(signal.SIGINT)
+            await tracer.wait()
 
 
 def zygote_pid(jail: Jail) -> int:
@@ -141,6 +142,7 @@ async def test_a_call_of_the_set_up_that_fails(call: str, what: str) -> None:
         whole = await outcome(jail)
         assert "layers" in whole
         for when in range(1, ROUNDS + 1):
+            assert await outcome(jail) == whole, f"after call {when - 1}"
             async with injecting(zygote_pid(jail), call, what, when) as log:
                 seen = await outcome(jail)
                 await asyncio.sleep(0.02)

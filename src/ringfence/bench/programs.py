@@ -124,6 +124,13 @@ def errors_of(command: Command) -> str:
     return done.stderr.strip()[-250:] if done is not None else ""
 
 
+def _by_its_own_loader(root: Path) -> tuple[str, ...]:
+    """A template's interpreter with the template's C library, which may be newer than the host's."""
+    python = str(root / "usr/bin/python3")
+    loader, libraries = root / "usr/lib64/ld-linux-x86-64.so.2", root / "usr/lib/x86_64-linux-gnu"
+    return (str(loader), "--argv0", python, "--library-path", str(libraries), python)
+
+
 class Outside:
     """The templates' own interpreter and packages, run on the host with nothing around them.
 
@@ -138,7 +145,7 @@ class Outside:
         self.own = True
         for own in (True, False):
             self.own = own
-            self.version = said([*self.command(PLAIN).words[:1], "-V"])
+            self.version = said([*self.command(PLAIN).words[:-2], "-V"])
             if self.version:
                 return
         raise PlatformFault(
@@ -154,7 +161,7 @@ class Outside:
         """`python3 -c CODE`."""
         root = self._roots[program.template]
         if self.own:
-            return Command((str(root / "usr/bin/python3"), "-c", program.code), ENVIRONMENT)
+            return Command((*_by_its_own_loader(root), "-c", program.code), ENVIRONMENT)
         packages = ":".join(str(found) for found in sorted(root.glob("usr/local/lib/python3*/dist-packages")))
         env = {**ENVIRONMENT, "PYTHONPATH": packages} if packages else ENVIRONMENT
         return Command((str(HOST_PYTHON), "-c", program.code), env)

@@ -330,8 +330,8 @@ class Jail:
         )
 
     async def found(self) -> set[str]:
-        """Groups are all that can outlive a sandbox: everything else dies with its process 1."""
-        seen = await self._in_thread(self._groups.list)
+        """Those alive, and groups: all that can outlive a sandbox, for everything else dies with its process 1."""
+        seen = await self._in_thread(self._groups.list) | set(self._live)
         return seen - {z.name for z in (*self._zygotes.values(), *self._young) if z.alive}
 
     async def retire(self, tenant: str, template: str) -> None:
