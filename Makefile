@@ -15,7 +15,8 @@ setup:  ## Install what is missing, make .venv, build the templates
 demo: setup  ## See it work: a data job, then a tour of attacks
 	@.venv/bin/ringfence demo $(ARGS)
 
-test: setup  ## Run all tests; ARGS="-k name" chooses
+test:  ## Run all tests; ARGS="-k name" chooses
+	@tools/setup.sh strace
 	@$(PYTHON) -m pytest $(ARGS)
 
 check: setup  ## Lint, format, types, architecture

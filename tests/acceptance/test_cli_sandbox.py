@@ -41,6 +41,11 @@ def test_exec_gives_output_input_and_exit_code(sb: Sandbox) -> None:
     assert served().run("sandbox", "exec", sb.id, "printf", "%s,", "a b", "--c").stdout == b"a b,--c,"
 
 
+def test_two_dashes_before_a_command_are_no_part_of_it(sb: Sandbox) -> None:
+    """As one types it for other tools: `exec ID -- COMMAND`."""
+    assert served().run("sandbox", "exec", sb.id, "--", "echo", "--", "x").stdout == b"-- x\n"
+
+
 def test_a_detached_command_is_listed_and_its_output_read_later(sb: Sandbox) -> None:
     """Start it, leave it, read what it said."""
     pid = int(served().run("sandbox", "exec", "-d", sb.id, "echo said; sleep 60").stdout)

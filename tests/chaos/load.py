@@ -138,7 +138,7 @@ class Load:
 
         def once(client: httpx.Client) -> None:
             size = dice.randrange(1, 3_000_000)
-            body = {"shell": f"head -c {size} /dev/zero | tr '\\0' x", "template": "base", "stream": True}
+            body = {"argv": ["head", "-c", str(size), "/dev/zero"], "template": "base", "stream": True}
             with client.stream("POST", "/v1/runs", json=body) as answer:
                 if answer.status_code != 200:
                     answer.read()
@@ -152,7 +152,7 @@ class Load:
         got, last = 0, ""
         for line in answer.iter_lines():
             last = line
-            got += line.count("x") if line.startswith('{"stdout"') else 0
+            got += line.count("\\u0000") if line.startswith('{"stdout"') else 0
         if '"run"' in last[:10]:
             run = json.loads(last)["run"]
             if got == size and run["exit"]["how"] == "exited":

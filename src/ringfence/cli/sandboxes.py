@@ -152,6 +152,8 @@ def exec_(shared: Shared, id_: str, command: tuple[str, ...], detach: bool, no_s
 
     Options come before ID; everything after it belongs to the command.
     """
+    if command[0] == "--" and len(command) > 1:  # as one types it for other tools
+        command = command[1:]
     what = command[0] if len(command) == 1 else list(command)
     stdin = None if detach else program.read_input(shared.screen, wanted=not no_stdin)
     options = said(env=pairs(rest.pop("env"), "--env"), stdin=stdin, **rest)

@@ -295,7 +295,9 @@ def in_force(plan: Plan, landlock_abi: int) -> list[str]:
     """Names of the layers this plan puts in force, for the owner to see."""
     names = [*NAMESPACES, "time_namespace"] if plan.time_namespace else list(NAMESPACES)
     names += [layer for layer in LAYERS if layer not in NAMESPACES]
-    return [n for n in [*names, "reseed"] if n not in plan.without and (n != "landlock" or landlock_abi)]
+    cannot = {"landlock"} if not landlock_abi else set()
+    cannot |= set() if plan.root else {"uid_range"}  # one uid is all there is to give
+    return [n for n in [*names, "reseed"] if n not in plan.without | cannot]
 
 
 class Program:
