@@ -152,6 +152,17 @@ def test_runs_beside_each_other(host: Host) -> None:
         assert bytes(reply.out) == f"{n}\n".encode()
 
 
+def test_killing_the_interpreter_that_waits(bench: Bench, host: Host) -> None:
+    """A program may kill everything it can reach: the next one runs all the same, however often that happens."""
+    if not bench.subject.real:
+        pytest.skip("declared: no interpreter")
+    for turn in range(12):
+        host.open("exec", shell="kill -9 -1").answer()
+        reply = host.open("run", code=f"print({turn})")
+        assert reply.answer()["exit"]["code"] == 0
+        assert bytes(reply.out) == f"{turn}\n".encode()
+
+
 def test_a_large_program(host: Host) -> None:
     """Megabytes of source are no trouble."""
     reply = host.open("run", code="#" * 3_000_000 + "\nprint('reached')\n")

@@ -53,6 +53,14 @@ class Spare:
         self.orders = orders
         self.report = report
 
+    def discard(self) -> None:
+        """Give back what was kept for it; it is dead."""
+        self.orders.close()
+        self.report.close()
+        for fd in (self.ends.stdin, self.ends.stdout, self.ends.stderr):
+            if fd >= 0:
+                os.close(fd)
+
 
 class Agent:
     """Requests in, frames out."""
@@ -129,11 +137,7 @@ class Agent:
             "cwd": self._cwd(request),
         }
         plain = not request.get("pty") and not request.get("stdin") and request.get("user") in {None, "", "user"}
-        spare = self.spare if plain and self.spare is not None else None
-        if spare is not None:
-            self.spare = None
-        else:
-            spare = self._fork_runner(request)
+        spare = (self._take_spare() if plain else None) or self._fork_runner(request)
         self.runs += 1
         data = runner.encode_order(order)
         program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
@@ -141,6 +145,14 @@ class Agent:
         self._send_order(spare, data)
         if not self.plan.warm_runner:  # a sandbox that stays and has run one program will likely run more
             self.loop.call_later(NEXT_SPARE_SECONDS, self._next_spare)
+
+    def _take_spare(self) -> Spare | None:
+        """The interpreter that waits, unless a program in here has killed it meanwhile."""
+        spare, self.spare = self.spare, None
+        if spare is None or os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return spare
+        spare.discard()
+        return None
 
     def _next_spare(self) -> None:
         if self.spare is None:
@@ -153,7 +165,8 @@ class Agent:
 
     def _send_order(self, spare: Spare, data: bytes) -> None:
         spare.orders.settimeout(WARM_SECONDS)  # the runner is waiting to read: this ends as fast as it can
-        spare.orders.sendall(data)
+        with contextlib.suppress(ConnectionError):  # killed in this very moment: its fate is told like any other's
+            spare.orders.sendall(data)
         spare.orders.close()
 
     def op_attach(self, stream: Stream, request: dict[str, Any]) -> None:
@@ -330,6 +343,7 @@ class Agent:
                 return
             program = self.programs.get(pid)
             if self.spare is not None and pid == self.spare.pid:
+                self.spare.discard()
                 self.spare = None
             if program is not None:
                 code = os.waitstatus_to_exitcode(status)
