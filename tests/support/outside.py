@@ -66,11 +66,15 @@ print(json.dumps({"nested": joined("user", user), "root_is_the_namespaces": join
 """
 
 
+READS_ITS_ORDER = "0 0x3 "  # read(2) on descriptor 3, as /proc/PID/syscall shows it
+
+
 @dataclass(frozen=True)
 class Seen:
     """One process or thread."""
 
     who: str  # "agent" or "tenant"
+    waiting: bool  # the interpreter that waits for a program, in the very read of its order: no tenant's code yet
     comm: str
     status: Mapping[str, str]
     namespaces: Mapping[str, str]
@@ -156,6 +160,7 @@ def look(pid: int, task: int, agent: int) -> Seen:
     root = Path(f"/proc/{pid}/root")
     return Seen(
         who="agent" if pid == agent else "tenant",
+        waiting=Path(f"{here}/syscall").read_text().startswith(READS_ITS_ORDER),
         comm=Path(f"{here}/comm").read_text().strip(),
         status=_table(Path(f"{here}/status").read_text()),
         namespaces={kind: os.readlink(f"{here}/ns/{kind}") for kind in NAMESPACES},

@@ -57,9 +57,7 @@ WHOLE: Final = frozenset(f.name for f in dataclasses.fields(Limits) if isinstanc
 
 def _checked(name: str, value: object) -> float | int:
     if name not in BOUNDS:
-        raise BadRequest(
-            f"unknown limit {name!r}", code="unknown_limit", remediation=f"use one of {', '.join(BOUNDS)}"
-        )
+        raise BadRequest(f"unknown limit {name!r}", code="unknown_limit", remediation=f"use one of {', '.join(BOUNDS)}")
     bound = BOUNDS[name]
     hint = f"give a number from {bound.least:g} to {bound.most:g} {bound.unit}"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -77,7 +75,7 @@ def limits_from(wanted: dict[str, Any], base: Limits, most: Limits | None = None
 
     Raises BadRequest naming the limit, its bound and its unit. Nothing is clamped in silence.
     """
-    values = {name: _checked(name, value) for name, value in wanted.items()}
+    values: dict[str, Any] = {name: _checked(name, value) for name, value in wanted.items()}
     merged = dataclasses.replace(base, **values)
     if most is not None:
         for name in values:

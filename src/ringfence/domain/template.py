@@ -56,7 +56,7 @@ def _matching(pattern: re.Pattern[str], what: str, values: object) -> tuple[str,
         raise BadRequest(f"template: {what} must be a list of at most 500 names", code="bad_template")
     for value in values:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise BadRequest(f"template: {what} has an entry that is not a valid name: {value!r:.80}", code="bad_template")
+            raise BadRequest(f"template: {what} has an entry that is no valid name: {value!r:.80}", code="bad_template")
     return tuple(values)
 
 
@@ -87,7 +87,9 @@ def template_from(table: dict[str, Any]) -> Template:
     known = {f.name for f in dataclasses.fields(Template)}
     unknown = set(table) - known
     if unknown:
-        raise BadRequest(f"template: unknown fields {sorted(unknown)}", code="bad_template", remediation=f"use {sorted(known)}")
+        raise BadRequest(
+            f"template: unknown fields {sorted(unknown)}", code="bad_template", remediation=f"use {sorted(known)}"
+        )
     name = table.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise BadRequest("template: name must be lower-case letters, digits and dashes", code="bad_template")

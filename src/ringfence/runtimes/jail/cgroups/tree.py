@@ -30,6 +30,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.001, 0.05
 #: Each round signals those born since the one before; with no pids controller a fork bomb could go on for ever,
 #: and `remove` calls again.
 KILL_ROUNDS: Final = 64
+CLOSE_SECONDS: Final = 2.0
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -184,8 +185,11 @@ class Tree(Groups, Dial):
     def close(self) -> None:
         """Stop governing; give back `<instance>`, and `ringfence` when no other instance uses it."""
         self.governor.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
         for parent in self._parents:
-            remove_empty(parent)
+            # The kernel counts a group just removed as its parent's for some milliseconds yet.
+            while not _gone(str(parent)) and not any(_groups_in(parent)) and time.monotonic() < deadline:
+                time.sleep(FIRST_PAUSE)
             remove_empty(parent.parent)
 
 
@@ -198,6 +202,10 @@ def _gone(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _groups_in(parent: Path) -> Iterator[str]:
+    return (entry.name for entry in _entries(parent) if entry.is_dir())
 
 
 def _entries(parent: Path) -> Iterator[os.DirEntry[str]]:
