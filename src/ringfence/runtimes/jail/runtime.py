@@ -334,13 +334,6 @@ class Jail:
         seen = await self._in_thread(self._groups.list) | set(self._live)
         return seen - {z.name for z in (*self._zygotes.values(), *self._young) if z.alive}
 
-    async def retire(self, tenant: str, template: str) -> None:
-        """Let a zygote go that nobody has used for long; its sandboxes must be gone."""
-        for key in [k for k in self._zygotes if (k.tenant, k.template) == (tenant, template)]:
-            zygote = self._zygotes.pop(key)
-            zygote.kill()
-            await self._end_zygote(zygote)
-
     async def _end_zygote(self, zygote: Zygote) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(zygote.dead.wait(), GONE_SECONDS)
