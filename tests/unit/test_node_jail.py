@@ -178,8 +178,8 @@ async def test_uid_ranges_are_given_back() -> None:
             with contextlib.suppress(SandboxRefused):
                 await jail.start(JAIL.spec("a", LIMITS))
             jail._groups = whole
-        await served.settled()
-        assert len(zygote._slots) + len(served.supervisor._warm) == free
+        # A refill under way holds a range and no name yet: it is the ranges that never come back that fail this.
+        await until(lambda: len(zygote._slots) + len(served.supervisor._warm) == free)
         assert first.id in served.supervisor.table.ids()
 
 
