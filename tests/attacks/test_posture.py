@@ -59,7 +59,7 @@ def settled(sandbox: Live, tenants: int) -> list[outside.Seen]:
 def wrong_with(sandbox: Live, seen: list[outside.Seen]) -> list[str]:
     """Complaints about one sandbox."""
     settings = outside.group_settings(seen[0].groups)
-    return expected.complaints(seen, namespaces(), Limits(), settings)
+    return expected.complaints(seen, namespaces(), Limits(), settings, lone=sandbox.spec.lone)
 
 
 def test_the_first_program_runs_under_every_layer(node: Node, live: Live) -> None:
@@ -67,6 +67,18 @@ def test_the_first_program_runs_under_every_layer(node: Node, live: Live) -> Non
     node.perform(live, {"op": "run", "code": "print('first')"})
     start(node, live, {"op": "run", "code": LINGER})
     assert wrong_with(live, settled(live, 2)) == []
+
+
+def test_a_lone_run_is_under_every_layer(node: Node) -> None:
+    """An interpreter without an agent beside it: its process 1 may do even less."""
+    sandbox = node.claim(lone=True)
+    try:
+        start(node, sandbox, {"op": "run", "code": LINGER})
+        seen = settled(sandbox, 2)
+        assert wrong_with(sandbox, seen) == []
+        assert {one.who for one in seen} == {"agent", "tenant"}
+    finally:
+        node.release(sandbox)
 
 
 def test_a_second_program_runs_under_every_layer(node: Node, live: Live) -> None:

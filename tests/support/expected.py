@@ -48,11 +48,16 @@ def _limits(limits: Limits) -> dict[str, str]:
     return {name: f"{value} {value}" for name, value in fixed.items()}
 
 
+def _switches(one: Seen, *, lone: bool) -> bool:
+    """Whether it is an agent, which may move between its own users; process 1 of a lone run may not."""
+    return one.who == "agent" and not lone
+
+
 def _identity(one: Seen) -> list[str]:
     wrong = []
     base = int(one.uid_map.split()[1])
     user = base + 1000
-    quad = f"{user} {user} {base} {user}" if one.who == "agent" else f"{user} {user} {user} {user}"
+    quad = f"{user} {user} {base if one.who == 'agent' else user} {user}"
     if one.status["Uid"] != quad or one.status["Gid"] != quad:
         wrong.append(f"user ids {one.status['Uid']}, group ids {one.status['Gid']}, not {quad}")
     if one.status["Groups"]:
@@ -66,10 +71,10 @@ def _identity(one: Seen) -> list[str]:
     return wrong
 
 
-def _status(one: Seen) -> list[str]:
+def _status(one: Seen, *, lone: bool) -> list[str]:
     wanted = {
         "CapInh": NONE,
-        "CapPrm": SWITCH if one.who == "agent" else NONE,
+        "CapPrm": SWITCH if _switches(one, lone=lone) else NONE,
         "CapEff": NONE,
         "CapBnd": NONE,
         "CapAmb": NONE,
@@ -120,11 +125,14 @@ def _groups(limits: Limits, settings: Mapping[str, str]) -> list[str]:
     return wrong
 
 
-def complaints(seen: Sequence[Seen], host: Mapping[str, str], limits: Limits, settings: Mapping[str, str]) -> list[str]:
+def complaints(
+    seen: Sequence[Seen], host: Mapping[str, str], limits: Limits, settings: Mapping[str, str], *, lone: bool = False
+) -> list[str]:
     """Everything that is not as it must be, in plain sentences."""
     wrong = []
     for one in seen:
-        found = _identity(one) + _status(one) + _files(one) + _bounds(one, limits, settings)
+        found = _identity(one) + _status(one, lone=lone) + _files(one)
+        found += _bounds(one, limits, settings)
         found += [
             f"the {kind} namespace is the host's" for kind in NAMESPACES if one.namespaces[kind] == host.get(kind)
         ]

@@ -92,10 +92,10 @@ class Node:
 
     # -- programs -------------------------------------------------------------------------------------------
 
-    def claim(self, template: str = "base", limits: Limits | None = None) -> Live:
-        """A sandbox of the test tenant's."""
-        ask = {"tenant": "attacker", "template": template, "wait_seconds": 60}
-        return self.do(self.supervisor.claim(ask, limits or Limits(), 600, one_shot=False))[0]
+    def claim(self, template: str = "base", limits: Limits | None = None, *, lone: bool = False) -> Live:
+        """A sandbox of the test tenant's, to stay or for a lone run."""
+        ask = {"tenant": "attacker", "template": template, "wait_seconds": 60, "lone": lone}
+        return self.do(self.supervisor.claim(ask, limits or Limits(), 600, one_shot=lone))[0]
 
     def release(self, live: Live) -> None:
         """Stop a sandbox and wait until it is gone."""

@@ -97,15 +97,17 @@ class Runs:
 
     async def _fused(self, prepared: Prepared) -> wire.Run:
         stream = Collector(self._sandboxes.policy.collected_bytes)
-        await self._start(prepared, stream)
+        await self._start(prepared, stream, quiet=True)
         ended = fate(await finished(stream, prepared.stdin))
         return _finished(prepared.run, ended, stream)
 
-    async def _start(self, prepared: Prepared, stream: NodeStream) -> None:
+    async def _start(self, prepared: Prepared, stream: NodeStream, *, quiet: bool = False) -> None:
         """The node's one verb for claim, run and stop."""
         node = self._sandboxes.node
         if not node.connected:
             await node.wait_up()
+        words = prepared.words
+        lone = words["op"] == "run" and "stdin" not in words and words.get("user", "user") == "user"
         header = {
             "verb": "run",
             "tenant": prepared.tenant,
@@ -114,9 +116,13 @@ class Runs:
             "labels": prepared.request.labels | run_label(prepared.run.id),
             "isolation": prepared.request.isolation,
             "run_id": prepared.run.id,
+            "quiet": quiet,
+            "lone": lone,  # source code, and nothing that only an agent could do for it
             "wait_seconds": self._sandboxes.policy.wait_seconds,
         }
-        node.open(stream, header, _encode(prepared.words))
+        if lone and "timeout" in words:
+            header["timeout"] = words.pop("timeout")
+        node.open(stream, header, _encode(words))
 
     async def _composed(self, prepared: Prepared) -> wire.Run:
         """With files in or out: create, write, run, read, stop."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from ringfence.guest import files, frames, processes, reseed, runner, tunnel, watch
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
+from ringfence.guest.asks import BadAsk, cwd_of, env_of, order_of
 from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
 from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan
@@ -31,17 +32,17 @@ SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
 
 
-class BadAsk(Exception):
-    """A request that cannot be honoured: a code and a cause for the asker."""
-
-    def __init__(self, code: str, cause: str) -> None:
-        super().__init__(cause)
-        self.code = code
-
-
 def first_frame(message: dict[str, Any]) -> bytes:
     """The frame that precedes all streams: ready, or why not."""
     return frames.encode(frames.CONTROL, 0, json.dumps(message).encode())
+
+
+def _shell() -> str:
+    """The template's shell. Raises BadAsk where an image has none."""
+    for path in SHELLS:
+        if os.path.exists(path):
+            return path
+    raise BadAsk("no_shell", "this template has no shell; give the command as a list of arguments")
 
 
 class Spare:
@@ -112,11 +113,11 @@ class Agent:
 
     def op_exec(self, stream: Stream, request: dict[str, Any]) -> None:
         """Start a program from an argument list, or a shell line."""
-        argv = request.get("argv") or [next(s for s in SHELLS if os.path.exists(s)), "-c", str(request["shell"])]
+        argv = request.get("argv") or [_shell(), "-c", str(request["shell"])]
         if not all(isinstance(part, str) and "\0" not in part for part in argv):
             raise BadAsk("bad_request", "argv must be strings without NUL")
         uid, gid = self._user(request)
-        env, cwd = self._env(request, uid), self._cwd(request)
+        env, cwd = self._env(request, uid), cwd_of(request)
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
         pid = sc.fork(self.tid_address)
         if pid == 0:
@@ -126,21 +127,13 @@ class Agent:
 
     def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
         """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
-        code, filename = request["code"], request.get("filename") or self._free_name()
-        if not isinstance(code, str) or not isinstance(filename, str):
-            raise BadAsk("bad_request", "code and filename must be text")
-        order = {
-            "code": code,
-            "filename": os.path.join(HOME, filename),
-            "argv": [str(a) for a in request.get("argv") or []],
-            "env": self._env(request, None),
-            "cwd": self._cwd(request),
-        }
+        order = order_of(request, self._free_name())
         plain = not request.get("pty") and not request.get("stdin") and request.get("user") in {None, "", "user"}
         spare = (self._take_spare() if plain else None) or self._fork_runner(request)
         self.runs += 1
         data = runner.encode_order(order)
-        program = self._adopt(stream, request, spare.pid, spare.ends, [filename, *order["argv"]], "run")
+        argv = [request.get("filename") or order["filename"].removeprefix(f"{HOME}/"), *order["argv"]]
+        program = self._adopt(stream, request, spare.pid, spare.ends, argv, "run")
         program.report = spare.report
         self._send_order(spare, data)
         if not self.plan.warm_runner:  # a sandbox that stays and has run one program will likely run more
@@ -149,10 +142,10 @@ class Agent:
     def _take_spare(self) -> Spare | None:
         """The interpreter that waits, unless a program in here has killed it meanwhile."""
         spare, self.spare = self.spare, None
-        if spare is None or os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return spare
-        spare.discard()
-        return None
+        if spare is not None and self.programs and processes.doomed(spare.pid):
+            spare.discard()
+            return None
+        return spare
 
     def _next_spare(self) -> None:
         if self.spare is None:
@@ -231,24 +224,12 @@ class Agent:
             raise BadAsk("permission", "without privileges on the host there is only `user`")
         return uid, gid
 
-    def _env(self, request: dict[str, Any], uid: int | None) -> dict[str, str]:
-        wanted = request.get("env") or {}
-        if not all(isinstance(k, str) and isinstance(v, str) and k and "=" not in k for k, v in wanted.items()):
-            raise BadAsk("bad_request", "env must map names to text")
-        if uid is None:
-            return dict(wanted)
+    def _env(self, request: dict[str, Any], uid: int) -> dict[str, str]:
+        wanted = env_of(request)
         base = {**os.environ, "TERM": "xterm-256color"} if request.get("pty") else dict(os.environ)
         if uid == 0:
             base.update(USER="root", LOGNAME="root")
         return {**base, **wanted}
-
-    def _cwd(self, request: dict[str, Any]) -> str:
-        cwd = os.path.join(HOME, request.get("cwd") or "")
-        if "\0" in cwd or cwd.startswith(("/proc", "/dev", "/sys")):
-            raise BadAsk("bad_request", "cwd must be an ordinary directory")  # CVE-2024-21626
-        if not os.path.isdir(cwd):
-            raise BadAsk("not_found", "cwd does not exist")
-        return cwd
 
     def _become_program(
         self, ends: processes.Ends, argv: list[str], env: dict[str, str], cwd: str, uid: int, gid: int

@@ -21,10 +21,12 @@ CREDIT: Final = 6  # 4 bytes: this many more bytes may be sent on this stream
 CONTROL: Final = 7  # JSON; a message on an open stream (resize, signal, started, event)
 END: Final = 8  # JSON; the answer, and the last frame of the stream
 CANCEL: Final = 9  # empty; the opener lost interest
+WAITED: Final = 10  # how the interpreter of a lone run ended, in the kernel's own words (init.py)
 
-TYPES: Final = frozenset(range(OPEN, CANCEL + 1))
+TYPES: Final = frozenset(range(OPEN, WAITED + 1))
 HEADER: Final = struct.Struct(">IBI")
 MAX_DATA: Final = 64 * 1024  # raw frames: keeps one stream from hogging the channel
+WAITED_SIZE: Final = 124  # a wait status and a struct statfs (x86_64)
 MAX_JSON: Final = 4 * 1024 * 1024  # OPEN, CONTROL, END: holds a program's source
 WINDOW: Final = 256 * 1024  # bytes a sender may have unacknowledged on one stream, per direction
 
@@ -38,6 +40,7 @@ _BOUND: Final = {
     CONTROL: MAX_JSON,
     END: MAX_JSON,
     CANCEL: 0,
+    WAITED: WAITED_SIZE,
 }
 
 

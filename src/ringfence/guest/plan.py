@@ -11,6 +11,8 @@ NEW_ROOT: Final = "/run/ringfence/new"  # where a sandbox assembles its own
 SCRATCH: Final = "/run/ringfence/scratch"  # where its one tmpfs is mounted before it is bound into place
 HOME: Final = "/home/user"
 CHANNEL_FD: Final = 3  # the one descriptor a sandbox keeps, beside the null device on 0 to 2
+OUTPUT_FDS: Final = (4, 5)  # and a lone run's outputs, until they are in place
+FATE_FD: Final = 6  # and the page where its interpreter leaves the exit code
 USER_ID: Final = 1000
 SLOT_SIZE: Final = 2048  # uids per sandbox: 0..2046, and nobody (65534) on the last one
 NOBODY: Final = 65534
@@ -25,6 +27,7 @@ FIELDS: Final = (
     "cpu_seconds",
     "data_bytes",  # a bound on each process's own memory where no group bounds them together; 0: none
     "warm_runner",
+    "lone",  # for one piece of source code and nothing else: no agent, process 1 only reaps (init.py)
     "exec_runner",  # zygote = "none": user code never shares the zygote's address layout
     "time_namespace",
     "without",
@@ -50,6 +53,7 @@ class Plan:
         warm_runner: bool,
         exec_runner: bool,
         time_namespace: bool,
+        lone: bool = False,
         without: frozenset[str] = frozenset(),
         fault: str = "",
     ) -> None:
@@ -61,6 +65,7 @@ class Plan:
         self.cpu_seconds = cpu_seconds
         self.data_bytes = data_bytes
         self.warm_runner = warm_runner
+        self.lone = lone
         self.exec_runner = exec_runner
         self.time_namespace = time_namespace
         self.without = without

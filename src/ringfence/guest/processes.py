@@ -12,10 +12,12 @@ import struct
 import termios
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ringfence.guest import frames
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
+from ringfence.guest.init import FULL_BYTES
 from ringfence.guest.loop import Loop, Timer
 from ringfence.guest.plan import HOME, USER_ID
 from ringfence.guest.steps import KEPT_CAPABILITIES
@@ -23,13 +25,24 @@ from ringfence.guest.stream import Handler, Stream
 
 TAIL: Final = 64 * 1024  # bytes of each output kept for whoever attaches later
 GOING_SECONDS: Final = 0.25  # a runner that reported its end and is still there by then is made to go
-_FULL_BYTES: Final = 64 * 1024  # a scratch with less than this left counts as full
 
 
 def scratch_full() -> bool:
     """Whether the sandbox's scratch has no bytes or no files left."""
     room = os.statvfs(HOME)
-    return room.f_bavail * room.f_bsize < _FULL_BYTES or room.f_favail == 0
+    return room.f_bavail * room.f_bsize < FULL_BYTES or 0 == room.f_favail < room.f_files  # gVisor counts no files
+
+
+def doomed(pid: int) -> bool:
+    """Whether our child is dead, or has yet to notice that it was killed."""
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        return True
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            pending = [line.split()[1] for line in file if line.startswith(("SigPnd:", "ShdPnd:"))]
+    except OSError:
+        return True
+    return len(pending) < 2 or any(int(mask, 16) for mask in pending)
 
 
 def kill(pid: int, number: int, privileged: bool) -> None:
@@ -126,6 +139,7 @@ class Process(Handler):
         self.started_at = time.time()
         self.fate: dict[str, Any] | None = None
         self.finished = False
+        self.resized: Callable[[], None] | None = None  # where the kernel does not tell programs itself
         self.report: mmap.mmap | None = None  # where a runner leaves its exit code before it exits
 
     def begin(self, timeout: float | None) -> None:
@@ -265,6 +279,8 @@ class Process(Handler):
         """Tell the terminal its new size."""
         if self._ends.tty and self._ends.stdin >= 0:
             set_size(self._ends.stdin, size)
+            if self.resized is not None:
+                self.resized()
 
     # -- the end --------------------------------------------------------------------------------------------
 

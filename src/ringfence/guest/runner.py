@@ -144,6 +144,16 @@ def finish() -> None:
             continue
 
 
+def perform(order: dict[str, Any]) -> int:
+    """Everything from an order to the exit code; what the program printed is out. Raises OSError for a bad cwd."""
+    os.chdir(order["cwd"])
+    os.environ.update(order.get("env", {}))
+    gc.enable()
+    code = execute(order)
+    finish()
+    return code
+
+
 def main(order_fd: int, report: mmap.mmap | None = None) -> None:
     """Wait for one order, run it, leave its code on the shared page, exit. Never returns.
 
@@ -152,17 +162,12 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
     """
     code, myself = 1, os.getpid()
     try:
-        _fresh_streams()
-        rehearse()
+        prepare()
         with contextlib.suppress(BrokenPipeError):  # whoever sent an order at once does not wait for this word
             os.write(order_fd, READY)
         order = read_order(order_fd)
         os.close(order_fd)
-        os.chdir(order["cwd"])
-        os.environ.update(order.get("env", {}))
-        gc.enable()
-        code = execute(order)
-        finish()
+        code = perform(order)
         if os.getpid() == myself and report is not None:  # a child that the program forked speaks for nobody
             report[:2] = bytes((DONE, code & 0xFF))
             os.close(1)
@@ -174,6 +179,12 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
         code = 126
     finally:
         os._exit(code & 0xFF)
+
+
+def prepare() -> None:
+    """Everything that can be done before the order is known."""
+    _fresh_streams()
+    rehearse()
 
 
 def rehearse() -> None:

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from ringfence.guest import syscalls as sc
 from ringfence.guest import table
 from ringfence.guest.annotations import Final
-from ringfence.guest.plan import CHANNEL_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
+from ringfence.guest.plan import CHANNEL_FD, FATE_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)
 SKELETON: Final = "/etc/skel"
 SKELETON_MOST: Final = 32
-FREE_FD: Final = CHANNEL_FD + 1  # the lowest free descriptor while a sandbox is set up
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
 _RLIMIT_SIGPENDING: Final = 11
@@ -48,15 +47,20 @@ class Context:
         self.plan = plan
         self.seccomp = seccomp
         self.landlock_abi = landlock_abi
+        # The lowest free descriptor while the sandbox is set up.
+        self.free_fd = (FATE_FD if plan.lone else CHANNEL_FD) + 1
 
 
 Calls = list[sc.Call]
 
 
-def closed_descriptors(_: Context) -> Calls:
-    """Nothing is inherited but the null device and the channel (CVE-2024-21626: a leaked directory is a way out)."""
+def closed_descriptors(ctx: Context) -> Calls:
+    """Nothing is inherited but the null device, the channel and a lone run's own three.
+
+    CVE-2024-21626: a leaked directory is a way out.
+    """
     null = [sc.call("dup2", 0, 1), sc.call("dup2", 0, 2)]  # the zygote's words go to the node's log, ours must not
-    return [*null, sc.close_from(FREE_FD)]
+    return [*null, sc.close_from(ctx.free_fd)]
 
 
 def uid_range(ctx: Context) -> Calls:
@@ -72,19 +76,19 @@ def uid_range(ctx: Context) -> Calls:
     return calls
 
 
-def nested_namespaces(_: Context) -> Calls:
+def nested_namespaces(ctx: Context) -> Calls:
     """No further user namespace below this one, whatever a filter says (CVE-2022-0185 and its kin)."""
-    return sc.write_file("/proc/sys/user/max_user_namespaces", "0", FREE_FD)
+    return sc.write_file("/proc/sys/user/max_user_namespaces", "0", ctx.free_fd)
 
 
-def network_namespace(_: Context) -> Calls:
+def network_namespace(ctx: Context) -> Calls:
     """Programs expect 127.0.0.1 to work and port 80 to be theirs; nothing else is in this namespace."""
     ifreq = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)
     return [
-        sc.call("socket", socket.AF_INET, socket.SOCK_DGRAM, 0, expect=FREE_FD),
-        sc.call("ioctl", FREE_FD, _SIOCSIFFLAGS, ifreq, what="bring up the loopback"),
-        sc.call("close", FREE_FD),
-        *sc.write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", FREE_FD),
+        sc.call("socket", socket.AF_INET, socket.SOCK_DGRAM, 0, expect=ctx.free_fd),
+        sc.call("ioctl", ctx.free_fd, _SIOCSIFFLAGS, ifreq, what="bring up the loopback"),
+        sc.call("close", ctx.free_fd),
+        *sc.write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", ctx.free_fd),
     ]
 
 
@@ -189,9 +193,9 @@ def rlimits(ctx: Context) -> Calls:
     ]
 
 
-def oom_order(_: Context) -> Calls:
+def oom_order(ctx: Context) -> Calls:
     """When the host runs out of memory, sandboxes go before anything of the operator's."""
-    return sc.write_file("/proc/self/oom_score_adj", "500", FREE_FD)
+    return sc.write_file("/proc/self/oom_score_adj", "500", ctx.free_fd)
 
 
 def no_new_privileges(_: Context) -> Calls:
@@ -200,19 +204,21 @@ def no_new_privileges(_: Context) -> Calls:
 
 
 def capabilities(ctx: Context) -> Calls:
-    """Empty every set; the agent alone keeps three, permitted but not effective, to switch between its own uids."""
+    """Empty every set; an agent alone keeps three, permitted but not effective, to switch between its own uids."""
     calls = sc.drop_bounding_set()
     calls.append(sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL))
     calls.append(sc.prctl(sc.PR_SET_SECUREBITS, sc.SECUREBITS_LOCKED))
     if ctx.plan.root:
+        # The saved id is what makes process 1 somebody else than its programs: they may not touch its limits.
         calls.append(sc.call("setresgid", USER_ID, USER_ID, 0))
         calls.append(sc.call("setresuid", USER_ID, USER_ID, 0))
-    return [*calls, sc.set_capabilities(0, KEPT_CAPABILITIES if ctx.plan.root else 0)]
+    switches = ctx.plan.root and not ctx.plan.lone
+    return [*calls, sc.set_capabilities(0, KEPT_CAPABILITIES if switches else 0)]
 
 
 def landlock(ctx: Context) -> Calls:
     """A second fence around files, and around signals and abstract sockets where the kernel has it."""
-    return sc.landlock(ctx.landlock_abi, WRITABLE, FREE_FD) if ctx.landlock_abi else []
+    return sc.landlock(ctx.landlock_abi, WRITABLE, ctx.free_fd) if ctx.landlock_abi else []
 
 
 def seccomp(ctx: Context) -> Calls:

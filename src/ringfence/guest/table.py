@@ -37,19 +37,30 @@ CODE: Final = bytes.fromhex(
     "74054839c175094883c34849ffc4ebc1488943404c89e0415c5d5bc3"
 )
 _ENTRY: Final = struct.Struct("=Q6Qqq")  # number, six arguments, expected result, result of a failure
+_WORD: Final = (1 << 64) - 1
 _PROT_RX: Final = mmap.PROT_READ | mmap.PROT_EXEC
 
 
+def load(code: bytes, *arguments: Any) -> Any:
+    """Put machine code on a page of its own that can no longer be written; a function of these argument types.
+
+    Raises OSError where memory may not become executable.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    sc.execute(sc.call("mprotect", address, mmap.PAGESIZE, _PROT_RX))
+    function: Any = ctypes.PYFUNCTYPE(ctypes.c_long, *arguments)(address)
+    function.page = page  # lives as long as whoever may call it
+    return function
+
+
 class Machine:
-    """The 88 bytes, on an executable page of their own that can no longer be written."""
+    """The 88 bytes, ready to be called."""
 
     def __init__(self) -> None:
         """Raises OSError where memory may not become executable."""
-        self._page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._page.write(CODE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
-        sc.execute(sc.call("mprotect", address, mmap.PAGESIZE, _PROT_RX))
-        self.run: Any = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_long)(address)
+        self.run: Any = load(CODE, ctypes.c_void_p, ctypes.c_long)
 
 
 def machine() -> Machine | None:
@@ -60,15 +71,25 @@ def machine() -> Machine | None:
         return None
 
 
+def _packed(call: sc.Call) -> bytes:
+    arguments = (argument & _WORD for argument in (*call.args, 0, 0, 0, 0, 0, 0)[:6])
+    return _ENTRY.pack(call.number, *arguments, call.expect, 0)
+
+
 class Table:
     """Prepared calls, laid out for the machine. Make it before the fork, run it after."""
 
     def __init__(self, engine: Machine | None, calls: list[sc.Call]) -> None:
         self._calls = calls  # keeps what the addresses point at alive
-        entries = b"".join(_ENTRY.pack(c.number, *(*c.args, 0, 0, 0, 0, 0, 0)[:6], c.expect, 0) for c in calls)
+        entries = b"".join(map(_packed, calls))
         self._memory = ctypes.create_string_buffer(entries, len(entries))
         self._run = engine.run if engine is not None else None
         self._arguments = ctypes.c_void_p(ctypes.addressof(self._memory)), ctypes.c_long(len(calls))
+
+    @property
+    def address(self) -> int:
+        """Where the entries lie."""
+        return ctypes.addressof(self._memory)
 
     def execute(self) -> int:
         """Make every call; the number of calls made, which is all of them unless one failed."""

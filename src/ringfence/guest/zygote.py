@@ -18,7 +18,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-from ringfence.guest import agent, reseed, runner, steps, table
+from ringfence.guest import agent, immortal, init, lone, reseed, runner, steps, table
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
@@ -26,7 +26,8 @@ from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, p
 CONTROL_FD: Final = 3
 MAX_MESSAGE: Final = 4096
 FD: Final = struct.Struct("=i")
-FD_SPACE: Final = socket.CMSG_SPACE(FD.size)
+FDS: Final = struct.Struct("=4i")  # a lone run brings its outputs and the page for its fate
+FD_SPACE: Final = socket.CMSG_SPACE(FDS.size)
 GO: Final = b"G"
 ID_SIZE: Final = 27
 HEADER: Final = struct.Struct(f">IBI{ID_SIZE}s")  # clone flags, how uids are mapped, uid slot, sandbox id; then JSON
@@ -40,12 +41,13 @@ SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of wha
 class Prepared:
     """A shape's plan, its compiled set-up and the frame that says it is in force."""
 
-    __slots__ = ("plan", "program", "ready")
+    __slots__ = ("place", "plan", "program", "ready")
 
-    def __init__(self, plan: Plan, program: steps.Program, ready: bytes) -> None:
+    def __init__(self, plan: Plan, program: steps.Program, ready: bytes, place: lone.Place | None) -> None:
         self.plan = plan
         self.program = program
         self.ready = ready
+        self.place = place
 
 
 class Zygote:
@@ -62,6 +64,7 @@ class Zygote:
         self.cloners: dict[int, sc.Cloner] = {}
         self.shapes: dict[bytes, Prepared] = {}
         self.tid_address = sc.thread_id_address()
+        self.init = init.Init(self.tid_address)
 
     def warm_up(self) -> None:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
@@ -76,8 +79,10 @@ class Zygote:
         self.reseeders = [*hooks, *reseed.find()]
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page
+        immortal.make()  # before the next line, which hides what is alive
         gc.freeze()
         sc.trim_heap()
+        sc.keep_mappings_in_forks()
 
     def serve(self) -> None:
         """Fork on request until the node hangs up.
@@ -89,22 +94,24 @@ class Zygote:
             data, ancillary, _, _ = self.control.recvmsg(MAX_MESSAGE, FD_SPACE)
             if not data:
                 return
-            channel = FD.unpack(ancillary[0][2])[0]
+            received = ancillary[0][2]
+            ends = FDS.unpack(received) if len(received) == FDS.size else FD.unpack(received)
             try:
-                self.spawn(data, channel)
+                self.spawn(data, ends)
             except OSError as error:
                 self.control.send(FAILED + data[HEADER.size - ID_SIZE : HEADER.size] + str(error).encode())
             finally:
-                os.close(channel)
+                for fd in ends:
+                    os.close(fd)
 
-    def spawn(self, request: bytes, channel: int) -> None:
-        """Fork one sandbox, map its uids and hand the node a handle on it."""
+    def spawn(self, request: bytes, ends: tuple[int, ...]) -> None:
+        """Fork one sandbox around its channel (and what a lone run has beside it), map its uids, hand out a handle."""
         flags, mapped, slot, name = HEADER.unpack_from(request)
         prepared = self.prepared(request[HEADER.size :])
         cloner = self.cloners.get(flags) or self.cloners.setdefault(flags, sc.Cloner(flags, self.tid_address))
         pid, pidfd = cloner.clone()
         if pid == 0:
-            self.become_sandbox(prepared, channel)
+            self.become_sandbox(prepared, ends)
         try:
             if mapped:
                 _map_ids(pid, slot, ranges=mapped == RANGE)
@@ -124,19 +131,35 @@ class Zygote:
             plan = plan_from(shape)
             program = steps.Program(steps.Context(plan, self.seccomp, self.landlock_abi), self.machine)
             ready = agent.first_frame({"ready": {"layers": steps.in_force(plan, self.landlock_abi)}})
-            known = self.shapes[shape] = Prepared(plan, program, ready)
+            place = lone.Place(plan, self.machine) if plan.lone else None
+            known = self.shapes[shape] = Prepared(plan, program, ready, place)
         return known
 
-    def become_sandbox(self, prepared: Prepared, channel: int) -> None:
+    def become_sandbox(self, prepared: Prepared, ends: tuple[int, ...]) -> None:
         """In the child: wait for the node's word, set up, serve. Never returns."""
         code = 1
         try:
-            os.dup2(channel, CHANNEL_FD)  # over the control channel: a sandbox has no way to the zygote
+            for place, fd in enumerate(ends, CHANNEL_FD):  # ascending, as received: none is overwritten unsaved
+                os.dup2(fd, place)  # the first over the control channel: a sandbox has no way to the zygote
             if os.read(CHANNEL_FD, 1) == GO:
                 prepared.program.set_up()
+                if prepared.place is not None:
+                    self.run_alone(prepared, prepared.place)
                 serve = agent.serve_now if prepared.plan.warm_runner else agent.serve_when_asked
                 serve(self.agent_of(prepared.plan), prepared.ready)
                 code = 0
+        except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
+            _complain(error)
+        finally:
+            os._exit(code)
+
+    def run_alone(self, prepared: Prepared, place: lone.Place) -> None:
+        """Leave process 1 to reap, and become the interpreter of a lone run. Never returns."""
+        self.init.fork()
+        code = 1
+        try:
+            place.take()
+            code = lone.Lone(prepared.plan, place, prepared.ready, self.reseeders).serve()
         except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
             _complain(error)
         finally:

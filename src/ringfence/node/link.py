@@ -7,7 +7,9 @@ from typing import Final, Protocol
 
 from ringfence.guest import frames
 
-_FROM_GUEST: Final = frozenset({frames.STDOUT, frames.STDERR, frames.EOF, frames.CREDIT, frames.CONTROL, frames.END})
+_FROM_GUEST: Final = frozenset(
+    {frames.STDOUT, frames.STDERR, frames.EOF, frames.CREDIT, frames.CONTROL, frames.END, frames.WAITED}
+)
 MAX_STREAMS: Final = 512
 MAX_UNREAD: Final = 32 * 1024 * 1024  # a guest that grants credit and does not read is lying: its sandbox ends
 

@@ -34,6 +34,7 @@ class Live:
     warned: bool = False
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
     programs: int = 0  # program streams open now
+    spent: bool = False  # a lone run's sandbox has had its one order
 
     @property
     def id(self) -> str:

@@ -33,6 +33,7 @@ class PoolKey:
     digest: str
     shape: tuple[float, ...]
     one_shot: bool
+    lone: bool = False
 
 
 @dataclass(eq=False)

@@ -60,6 +60,8 @@ class Relay:
         if type_ == frames.END:
             self._finish(payload)
             return
+        if type_ == frames.WAITED:
+            raise frames.FrameError("only a lone run's process 1 says how it ended")
         if type_ in OUTPUT:
             self._output(type_, payload)
         else:

@@ -22,6 +22,7 @@ from ringfence.node.relay import Relay, after
 from ringfence.node.supervisor import MAX_TTL, Supervisor
 
 MAX_CONNECTIONS: Final = 64
+MOST_LIMITS: Final = 256  # sets of limits remembered as checked
 MAX_EARLY: Final = frames.WINDOW  # frames of at least one byte each
 _PEER: Final = struct.Struct("3i")
 
@@ -55,9 +56,12 @@ class Call:
         self.early: list[tuple[int, bytes]] = []  # frames that came before the guest stream was open
         self.unsubscribe: Callable[[], None] | None = None
         self.one_shot = False
+        self.quiet = False  # whoever asked takes the answer in one piece: that it started is no news
 
     def send(self, type_: int, payload: bytes = b"") -> None:
         """One frame up."""
+        if type_ == frames.CONTROL and self.quiet:
+            return
         self._connection.write(frames.encode(type_, self.stream, payload))
 
     def throttle(self, link: GuestLink) -> None:
@@ -112,6 +116,7 @@ class Verbs:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._node = supervisor
+        self._known: dict[tuple[Any, ...], Limits] = {}
         self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
             name: getattr(self, f"verb_{name}")
             for name in (
@@ -120,15 +125,27 @@ class Verbs:
             )
         }  # fmt: skip
 
+    def _limits(self, wanted: dict[str, Any]) -> Limits:
+        """Checked again on this side of the socket; the same words give the same limits."""
+        key = (tuple(wanted.items()), tuple(map(type, wanted.values())))  # True is 1 to a dict
+        known = self._known.get(key)
+        if known is None:
+            known = limits_from(wanted, Limits())
+            if len(self._known) >= MOST_LIMITS:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
     async def verb_run(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
         """One program in a sandbox of its own: claimed, run, answered, and only then torn down."""
-        limits = limits_from(ask["limits"], Limits())
+        limits = self._limits(ask["limits"])
         live, timings = await self._node.claim(ask, limits, limits.wall_seconds + 60, one_shot=True)
         try:
             relay = self._node.open(live, guest, call, program=True)
-            why = f"ran longer than the limit of {limits.wall_seconds:g} seconds"
-            call_off = after(relay, limits.wall_seconds, How.TIMED_OUT, why)
-            call.one_shot = True
+            seconds = min(limits.wall_seconds, float(ask.get("timeout", limits.wall_seconds)))
+            why = f"ran longer than the limit of {seconds:g} seconds"
+            call_off = after(relay, seconds, How.TIMED_OUT, why)
+            call.one_shot, call.quiet = True, ask.get("quiet") is True
             call.attach(relay)
             ended = await relay.ended
             call_off()
@@ -140,7 +157,7 @@ class Verbs:
 
     async def verb_create(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A sandbox that stays until its time is over or its owner stops it."""
-        limits = limits_from(ask["limits"], Limits())
+        limits = self._limits(ask["limits"])
         live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL), one_shot=False)
         call.end({"sandbox": live.describe(), "timings": timings})
 

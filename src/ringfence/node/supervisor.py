@@ -20,10 +20,12 @@ from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFau
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
-from ringfence.domain.template import NAME
+from ringfence.domain.template import NAME, ZygoteMode
 from ringfence.guest import frames
+from ringfence.node.direct import Direct
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live, Table
+from ringfence.node.lone import LoneRelay
 from ringfence.node.pools import Pool, PoolKey
 from ringfence.node.relay import Ended, Outlet, Relay
 from ringfence.runtimes.base import GroupUsage, Runtime, StartSpec
@@ -112,39 +114,45 @@ class Supervisor:
         self._templates[name] = (time.monotonic(), built)
         return built
 
-    def _pool(self, tenant: str, template: str, limits: Limits, *, one_shot: bool) -> Pool:
+    def _pool(self, tenant: str, template: str, limits: Limits, *, one_shot: bool, lone: bool) -> Pool:
         built = self._built(template)
-        key = PoolKey(tenant, template, built.digest, shape_of(limits), one_shot)
+        # An interpreter that is exec'd afresh needs an agent to start it.
+        lone = lone and self._forks(built)
+        key = PoolKey(tenant, template, built.digest, shape_of(limits), one_shot, lone)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
             return pool
         if len(self._pools) >= MAX_POOLS:
             unwanted = [key for key, known in self._pools.items() if not known.wanted]
             self._drop_pools(sorted(unwanted, key=lambda key: self._pools[key].last_used)[:1])
-        usual = shape_of(limits) == shape_of(built.template.limits)
+        usual = shape_of(limits) == shape_of(built.template.limits) and (lone or not one_shot or not self._forks(built))
         pool = Pool(
             # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
             policy=built.template.pool if usual else dataclasses.replace(built.template.pool, least=0),
-            start=lambda: self._start(tenant, built, limits, one_shot=one_shot),
+            start=lambda: self._start(tenant, built, limits, one_shot=one_shot, lone=lone),
             end=self._end_warm,
             slots=self._slots,
         )
         self._pools[key] = pool
         return pool
 
+    def _forks(self, built: Built) -> bool:
+        """Whether its interpreters are forks that wait."""
+        return built.template.zygote is ZygoteMode.FORK and self.runtime.capabilities().fork_warm
+
     def _drop_pools(self, keys: list[PoolKey]) -> None:
         for key in keys:
             self._pools.pop(key).close()
 
-    async def _start(self, tenant: str, built: Built, limits: Limits, *, one_shot: bool) -> Live:
+    async def _start(self, tenant: str, built: Built, limits: Limits, *, one_shot: bool, lone: bool) -> Live:
         while len(self._ending) >= MAX_ENDING:
             await asyncio.wait(list(self._ending.values()), return_when=asyncio.FIRST_COMPLETED)
-        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot)
+        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot, lone)
         self._starting.add(spec.id)
         try:
             started = await self.runtime.start(spec)
-            loop = asyncio.get_running_loop()
-            _, link = await loop.create_unix_connection(GuestLink, sock=started.channel)
+            link = GuestLink()
+            Direct(started.channel, link)
             live = Live(spec, started, link, self.runtime.name, self.runtime.capabilities().limits_by)
             self._warm[live.id] = live
         finally:
@@ -157,7 +165,7 @@ class Supervisor:
 
     def warm(self, tenant: str, template: str) -> None:
         """Have a pool ready before the first request asks for it."""
-        self._pool(tenant, template, self._built(template).template.limits, one_shot=True).refill()
+        self._pool(tenant, template, self._built(template).template.limits, one_shot=True, lone=True).refill()
 
     async def claim(
         self, ask: dict[str, Any], limits: Limits, ttl: float, *, one_shot: bool
@@ -174,7 +182,8 @@ class Supervisor:
         begun = time.monotonic()
         self._claiming += 1
         try:
-            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot)
+            lone = one_shot and ask.get("lone") is True
+            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot, lone=lone)
             live = await pool.take(float(ask.get("wait_seconds", 30.0)))
         finally:
             self._claiming -= 1
@@ -252,7 +261,11 @@ class Supervisor:
 
     def open(self, live: Live, payload: bytes, outlet: Outlet, *, program: bool) -> Relay:
         """Open a guest stream on behalf of its owner."""
-        relay = Relay(live, outlet, live.limits.output_bytes if program else None)
+        cap, beside = live.limits.output_bytes if program else None, live.started.beside
+        if beside is not None and live.spent:
+            raise BadRequest("a sandbox made for one run takes nothing else", code="one_run_only")
+        live.spent = True
+        relay = Relay(live, outlet, cap) if beside is None else LoneRelay(live, outlet, cap, beside=beside)
         try:
             relay.begin(payload)
         except frames.FrameError as error:
@@ -452,7 +465,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Numbers for operators."""
         pools = [
-            {"tenant": k.tenant, "template": k.template, "one_shot": k.one_shot, **p.describe()}
+            {"tenant": k.tenant, "template": k.template, "one_shot": k.one_shot, "lone": k.lone, **p.describe()}
             for k, p in self._pools.items()
         ]
         return {

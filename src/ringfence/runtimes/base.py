@@ -46,6 +46,7 @@ class StartSpec:
     template_digest: str
     limits: Limits
     one_shot: bool = True  # made for one program at once; otherwise to stay, and to stay small until it is asked
+    lone: bool = False  # that program is source code and nothing else will be asked: no agent is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Started(Protocol):
     layers: tuple[str, ...]
     pid: int
     pidfd: int
+    # A lone run's two outputs, and the page with its exit code. None: everything comes through the channel.
+    beside: tuple[int, int, int] | None
 
 
 class Runtime(Protocol):

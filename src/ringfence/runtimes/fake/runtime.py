@@ -32,6 +32,7 @@ class Sandbox:
     layers: tuple[str, ...] = ()
     pid: int = 0
     pidfd: int = -1
+    beside: tuple[int, int, int] | None = None
 
 
 class Fake:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import mmap
 import os
 import signal
 import socket
@@ -21,15 +22,17 @@ from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import frames, steps
 from ringfence.guest import syscalls as sc
-from ringfence.guest.plan import HOME, SLOT_SIZE, Plan
+from ringfence.guest.plan import HOME, SLOT_SIZE, Plan, plan_to
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.jail import walk
+from ringfence.runtimes.jail.batch import Batch
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
+MOST_PLANS: Final = 256  # kept ready to be sent
 ZYGOTE_GONE: Final = frozenset({"zygote_died", "zygote_stuck", "died_in_setup"})
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
 GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
@@ -66,6 +69,63 @@ class Jailed:
     pidfd: int
     slot: int
     zygote: Zygote
+    beside: tuple[int, int, int] | None = None
+
+    def hang_up(self) -> None:
+        """Close what leads into it."""
+        self.channel.close()
+        beside, self.beside = self.beside, None
+        for fd in beside or ():
+            os.close(fd)
+
+
+class Ends:
+    """Both sides of what connects a sandbox: its channel and, for a lone run, its outputs and the page for its fate."""
+
+    def __init__(self, *, lone: bool) -> None:
+        """Raises OSError when there are no descriptors left; then none is held."""
+        self.host, self._guest = socket.socketpair()
+        self.host.setblocking(False)
+        self.beside: tuple[int, int, int] | None = None
+        self._ours: list[int] = []
+        self._theirs: list[int] = []
+        if lone:
+            try:
+                self._open()
+            except OSError:
+                self.close()
+                raise
+
+    def _open(self) -> None:
+        for _ in range(2):
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            self._ours.append(reader)
+            self._theirs.append(writer)
+            os.set_blocking(reader, False)
+        page = os.memfd_create("fate", os.MFD_CLOEXEC)
+        self._ours.append(page)
+        os.ftruncate(page, mmap.PAGESIZE)
+        self.beside = (self._ours[0], self._ours[1], page)
+
+    @property
+    def guests(self) -> list[int]:
+        """The descriptors to hand to the zygote."""
+        return [self._guest.fileno(), *self._theirs, *self._ours[2:]]
+
+    def give(self) -> None:
+        """The sandbox has its own copies now."""
+        self._guest.close()
+        theirs, self._theirs = self._theirs, []
+        for fd in theirs:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Both sides."""
+        self.give()
+        self.host.close()
+        ours, self._ours = self._ours, []
+        for fd in ours:
+            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +161,9 @@ class Jail:
         self._live: dict[str, Jailed] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(GROUP_THREADS, thread_name_prefix="groups")
+        self._plans: dict[tuple[Any, ...], tuple[Plan, bytes]] = {}
+        self._joining = Batch(self._threads)
+        self._leaving = Batch(self._threads)
         self._governing: asyncio.TimerHandle | None = None
         self._governed = False
 
@@ -144,27 +207,28 @@ class Jail:
     async def _start(self, spec: StartSpec) -> Jailed:
         """Fork, attach to the limits while nobody waits, let it set up, hear that it is ready."""
         zygote = await self._zygote(spec)
-        slot = zygote.take_slot()
-        host, guest = socket.socketpair()
-        host.setblocking(False)
+        ends = Ends(lone=spec.lone)
+        slot = 0
         fork: Fork | None = None
         try:
+            slot = zygote.take_slot()
             limits = self._group_limits(spec.limits)
-            fork = await zygote.fork(spec.id, slot, self._plan(spec), guest.fileno())
+            plan, planned = self._planned(spec)
+            fork = await zygote.fork(spec.id, slot, plan, planned, ends.guests)
             pid = fork.pid
             # It waits for our word: nothing of it runs before it is in its group.
-            await self._in_thread(lambda: self._into_group(spec.id, pid, limits))
-            guest.close()
-            host.send(b"G")
-            layers = await asyncio.wait_for(self._ready(host), READY_SECONDS)
+            await self._joining.do(lambda: self._into_group(spec.id, pid, limits))
+            ends.give()
+            ends.host.send(b"G")
+            async with asyncio.timeout(READY_SECONDS):
+                layers = await self._ready(ends.host)
         except BaseException as error:
-            guest.close()
-            host.close()
+            ends.close()
             await self._clear(spec.id, fork, slot, zygote)
             if isinstance(error, TimeoutError | OSError):
                 raise SandboxRefused(f"the sandbox did not become ready: {error}", code="not_ready") from error
             raise
-        jailed = Jailed(spec.id, host, layers, fork.pid, fork.pidfd, slot, zygote)
+        jailed = Jailed(spec.id, ends.host, layers, fork.pid, fork.pidfd, slot, zygote, ends.beside)
         self._live[spec.id] = jailed
         return jailed
 
@@ -235,6 +299,17 @@ class Jail:
                 lifted.update(wide)
         return dataclasses.replace(limits, **lifted)
 
+    def _planned(self, spec: StartSpec) -> tuple[Plan, bytes]:
+        """The plan and how it is sent; there are far fewer kinds of them than sandboxes."""
+        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote)
+        known = self._plans.get(key)
+        if known is None:
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            plan = self._plan(spec)
+            known = self._plans[key] = (plan, plan_to(plan))
+        return known
+
     def _plan(self, spec: StartSpec) -> Plan:
         limits = spec.limits
         return Plan(
@@ -246,6 +321,7 @@ class Jail:
             cpu_seconds=limits.cpu_seconds,
             data_bytes=0 if "memory" in self._groups.enforces else limits.memory_bytes + DATA_SPARE,
             warm_runner=spec.one_shot,
+            lone=spec.lone,
             exec_runner=spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
             without=self._without,
@@ -298,15 +374,18 @@ class Jail:
         if jailed is None:
             await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
             return
-        jailed.channel.close()
+        jailed.hang_up()
         await self._clear(sandbox_id, Fork(jailed.pid, jailed.pidfd), jailed.slot, jailed.zygote)
 
     async def _clear(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
         if fork is not None:
             await _gone(fork.pidfd)
             os.close(fork.pidfd)
-        await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
-        zygote.give_slot(slot)
+        # All that was in the group has gone with its pid namespace; where the kernel still counts, it is waited for.
+        if not await self._leaving.do(lambda: self._groups.remove(sandbox_id, 0.0)):
+            await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
+        if slot:
+            zygote.give_slot(slot)
 
     def evidence(self, sandbox_id: str) -> GroupUsage:
         """The few counters an answer needs, read cheaply."""
@@ -360,15 +439,21 @@ class Jail:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 async def _gone(pidfd: int) -> None:
     """Kill and wait: a pid namespace's process 1 ends only after everything in it has."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(pidfd, _settle, ended)
     try:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), GONE_SECONDS)
+            async with asyncio.timeout(GONE_SECONDS):
+                await ended
     finally:
         loop.remove_reader(pidfd)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ringfence.domain.errors import SandboxRefused
-from ringfence.guest.plan import Plan, plan_to
+from ringfence.guest.plan import Plan
 from ringfence.guest.steps import clone_flags
 from ringfence.guest.zygote import BROKEN, FAILED, HEADER, ID_SIZE, RANGE, READY, SINGLE, SPAWNED
 
@@ -34,11 +34,11 @@ class Fork:
 
 def pid_of(pidfd: int) -> int:
     """The process id behind a pidfd, in our own pid namespace; -1 once it is reaped."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-    return -1
+    fd = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 1024).partition(b"\nPid:")[2].split()[0])
+    finally:
+        os.close(fd)
 
 
 def _launch(control: socket.socket, config_fd: int) -> int:
@@ -115,15 +115,16 @@ class Zygote:
         """The range's last process is gone."""
         self._slots.insert(0, slot)  # the longest unused is taken next
 
-    async def fork(self, sandbox_id: str, slot: int, plan: Plan, channel: int) -> Fork:
-        """A child waiting on `channel`. Raises SandboxRefused."""
+    async def fork(self, sandbox_id: str, slot: int, plan: Plan, planned: bytes, ends: list[int]) -> Fork:
+        """A child waiting on the first of `ends`. Raises SandboxRefused."""
         future: asyncio.Future[Fork] = asyncio.get_running_loop().create_future()
         self._forks[sandbox_id] = future
         mapped = (RANGE if plan.root else SINGLE) if "user_namespace" not in plan.without else 0
         header = HEADER.pack(clone_flags(plan), mapped, slot, sandbox_id.encode())
         try:
-            socket.send_fds(self.control, [header + plan_to(plan)], [channel])
-            return await asyncio.wait_for(future, SPAWN_SECONDS)
+            socket.send_fds(self.control, [header + planned], ends)
+            async with asyncio.timeout(SPAWN_SECONDS):
+                return await future
         except (TimeoutError, OSError) as error:
             raise SandboxRefused(f"the zygote does not fork: {error}", code="zygote_stuck") from None
         finally:

@@ -30,7 +30,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.001, 0.05
 #: Each round signals those born since the one before; with no pids controller a fork bomb could go on for ever,
 #: and `remove` calls again.
 KILL_ROUNDS: Final = 64
-CLOSE_SECONDS: Final = 2.0
+CLOSE_SECONDS: Final = 15.0  # for all hierarchies together; usually it is milliseconds
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
