@@ -401,6 +401,7 @@ class Runtime(Answer, frozen=True):
 
     name: str
     available: bool
+    reason: str = ""
     layers: list[Layer] = []
     limits_by: str = ""
     capabilities: dict[str, Any] = {}

@@ -113,7 +113,7 @@ def test_one_missing_layer_does_not_open_the_host(layer: str) -> None:
 def test_every_layer_is_named_here() -> None:
     """The list above is the runtime's own: a new layer must be noticed too."""
     with Node("attacklayers0") as node:
-        assert {layer.name for layer in node.supervisor.runtime.layers()} == set(LAYERS)
+        assert {layer.name for layer in node.supervisor.isolation.present["jail"].layers()} == set(LAYERS)
 
 
 KEYCTL, JOIN_SESSION_KEYRING = 250, 1

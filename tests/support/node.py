@@ -19,6 +19,7 @@ from ringfence.domain.errors import RingfenceError
 from ringfence.domain.limits import Limits, limits_from
 from ringfence.domain.process import How
 from ringfence.guest import frames
+from ringfence.node.isolation import Isolation
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
@@ -67,7 +68,7 @@ class Node:
     async def _begin(self, instance: str, without: frozenset[str], fault: str) -> Supervisor:
         privileged = os.geteuid() == 0
         jail = Jail(detect(instance, root=privileged), privileged=privileged, without=without, fault=fault)
-        supervisor = Supervisor(jail, Catalog(TEMPLATES), Settings())
+        supervisor = Supervisor(Isolation(jail), Catalog(TEMPLATES), Settings())
         await supervisor.begin()
         return supervisor
 

@@ -14,6 +14,7 @@ from typing import Any
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import PoolPolicy, Template
 from ringfence.guest import frames
+from ringfence.node.isolation import Isolation
 from ringfence.node.server import join, listen
 from ringfence.node.supervisor import Settings, Supervisor
 from ringfence.runtimes.base import Runtime
@@ -221,7 +222,7 @@ async def node(
 ) -> AsyncIterator[Node]:
     """A node over a fake runtime, closed afterwards."""
     chosen = runtime or Fake()
-    supervisor = Supervisor(chosen, catalog(place / "templates", pool), Settings(**settings))
+    supervisor = Supervisor(Isolation(chosen), catalog(place / "templates", pool), Settings(**settings))
     await supervisor.begin()
     path = place / "node" / "node.sock"
     server = await listen(supervisor, path, os.geteuid())

@@ -21,6 +21,7 @@ from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.process import How
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import frames
+from ringfence.node.isolation import Isolation
 from ringfence.node.live import Live
 from ringfence.node.supervisor import Settings, Supervisor
 from ringfence.runtimes.jail.cgroups.base import Groups
@@ -40,7 +41,7 @@ LIMITS = Limits(memory_bytes=128 * MIB)
 async def jailed(instance: str = "") -> AsyncIterator[Node]:
     """A node over a jail of its own."""
     runtime = Jail(detect(instance or f"test-{uuid.uuid4().hex[:12]}", root=ROOT), privileged=ROOT)
-    supervisor = Supervisor(runtime, Catalog(TEMPLATES), Settings())
+    supervisor = Supervisor(Isolation(runtime), Catalog(TEMPLATES), Settings())
     await supervisor.begin()
     try:
         yield Node(runtime, supervisor, Path("/nowhere"))
@@ -212,7 +213,7 @@ async def test_without_a_zygote_s_interpreter_no_two_programs_share_a_hash_secre
     """With zygote = "none" code runs in an interpreter started for it alone: sources, arguments and exit code hold."""
     instance = f"test-{uuid.uuid4().hex[:12]}"
     runtime = Jail(detect(instance, root=ROOT), privileged=ROOT)
-    supervisor = Supervisor(runtime, Fresh(TEMPLATES), Settings())
+    supervisor = Supervisor(Isolation(runtime), Fresh(TEMPLATES), Settings())
     await supervisor.begin()
     try:
         served, hashes = Node(runtime, supervisor, Path("/nowhere")), set()

@@ -17,6 +17,14 @@ MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 DEB: Final = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}")
 WHEEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]+\])?([=<>!~]=?[A-Za-z0-9.*+!,<>=~-]+)?")
 ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+RUNTIMES: Final = ("auto", "jail", "container", "gvisor")
+# Only what could be a reference at all: its grammar is checked where images are fetched.
+REFERENCE: Final = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]{0,511}")
+DIGEST: Final = re.compile(r"(sha256:[0-9a-f]{64})?")
+USER: Final = re.compile(r"([A-Za-z0-9_.][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_.][A-Za-z0-9_.-]{0,63})?)?")
+WORD_BYTES: Final = 64 * 1024
+WORDS: Final = 1024
+PATH_BYTES: Final = 1024
 
 
 class ZygoteMode(enum.StrEnum):
@@ -36,6 +44,20 @@ class PoolPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """Where a template's files came from, and what the image says should be run in them."""
+
+    reference: str  # as asked, without credentials
+    digest: str  # sha256:... of the manifest; empty in a recipe that was not built yet
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str = "/"
+    user: str = ""  # as in the image: name, uid, uid:gid; empty is the image's root
+    python: str = ""  # absolute path of a Python 3.8 or newer that was found in the files, empty if there is none
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """Name, packages and defaults. Equal recipes have equal `recipe_digest`s (see templates/build.py)."""
 
@@ -49,6 +71,7 @@ class Template:
     runtime: str = "auto"
     zygote: ZygoteMode = ZygoteMode.FORK
     pool: PoolPolicy = field(default_factory=PoolPolicy)
+    image: Image | None = None
 
 
 def _matching(pattern: re.Pattern[str], what: str, values: object) -> tuple[str, ...]:
@@ -82,6 +105,67 @@ def _pool(table: object) -> PoolPolicy:
     return policy
 
 
+def _bad_image(what: str) -> BadRequest:
+    return BadRequest(f"template: image {what}", code="bad_template")
+
+
+def _words(what: str, values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) > WORDS:
+        raise _bad_image(f"{what} must be a list of at most {WORDS} texts")
+    for value in values:
+        if not isinstance(value, str) or "\0" in value or len(value) > WORD_BYTES:
+            raise _bad_image(f"{what} has an entry that is no text, or too long a one")
+    return tuple(values)
+
+
+def _variables(values: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(values, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in values):
+        raise _bad_image("env must be a list of pairs")
+    pairs = [_words("env", pair) for pair in values]
+    if len(pairs) > WORDS or not all(ENV_NAME.fullmatch(name) for name, _ in pairs):
+        raise _bad_image("env has a name that is none, or too many names")
+    return tuple((name, value) for name, value in pairs)
+
+
+def _absolute(what: str, value: object) -> str:
+    """A path in the image that is spelt in the one plain way."""
+    plain = isinstance(value, str) and value.startswith("/") and "\0" not in value and len(value) <= PATH_BYTES
+    if not plain or {"..", "."} & set(str(value).split("/")):
+        raise _bad_image(f"{what} must be an absolute path")
+    return str(value)
+
+
+def _image(value: object) -> Image | None:
+    """A reference in a recipe, all fields in the catalog."""
+    if value is None:
+        return None
+    table = {"reference": value, "digest": ""} if isinstance(value, str) else value
+    known = {f.name for f in dataclasses.fields(Image)}
+    if not isinstance(table, dict) or not {"reference", "digest"} <= set(table) <= known:
+        raise _bad_image("must be a reference, as registry/name:tag or registry/name@sha256:...")
+    for name, pattern in (("reference", REFERENCE), ("digest", DIGEST), ("user", USER)):
+        text = table.get(name, "")
+        if not isinstance(text, str) or not pattern.fullmatch(text):
+            raise _bad_image(f"{name} is no valid one: {text!r:.120}")
+    python = table.get("python", "")
+    return Image(
+        reference=table["reference"],
+        digest=table["digest"],
+        entrypoint=_words("entrypoint", table.get("entrypoint", [])),
+        cmd=_words("cmd", table.get("cmd", [])),
+        env=_variables(table.get("env", [])),
+        workdir=_absolute("workdir", table.get("workdir", "/")),
+        user=table.get("user", ""),
+        python=_absolute("python", python) if python != "" else "",
+    )
+
+
+def _runtime(value: object) -> str:
+    if value not in RUNTIMES:
+        raise BadRequest(f"template: runtime must be one of {', '.join(RUNTIMES)}", code="bad_template")
+    return str(value)
+
+
 def template_from(table: dict[str, Any]) -> Template:
     """Check a parsed template file. Raises BadRequest on any unknown field or bad value."""
     known = {f.name for f in dataclasses.fields(Template)}
@@ -96,9 +180,12 @@ def template_from(table: dict[str, Any]) -> Template:
     zygote = table.get("zygote", "fork")
     if zygote not in {"fork", "none"}:
         raise BadRequest('template: zygote must be "fork" or "none"', code="bad_template")
-    description, runtime = table.get("description", ""), table.get("runtime", "auto")
-    if not isinstance(description, str) or not isinstance(runtime, str):
-        raise BadRequest("template: description and runtime must be text", code="bad_template")
+    description, image = table.get("description", ""), _image(table.get("image"))
+    if not isinstance(description, str):
+        raise BadRequest("template: description must be text", code="bad_template")
+    for other in ("debian", "wheels", "preload"):
+        if image and table.get(other):
+            raise BadRequest(f"template: {other} cannot be added to an image", code="bad_template")
     return Template(
         name=name,
         description=description,
@@ -107,9 +194,10 @@ def template_from(table: dict[str, Any]) -> Template:
         preload=_matching(MODULE, "preload", table.get("preload", [])),
         env=_env(table.get("env", {})),
         limits=limits_from(table.get("limits", {}), Limits()),
-        runtime=runtime,
+        runtime=_runtime(table.get("runtime", "auto")),
         zygote=ZygoteMode(zygote),
         pool=_pool(table.get("pool", {})),
+        image=image,
     )
 
 

@@ -69,18 +69,25 @@ class Catalog:
         elif time.monotonic() - self._asked > FRESH_SECONDS:
             self._refresh_behind()
         self._policy.isolation(isolation)
-        if isolation != "auto" and isolation not in self._runtimes:
-            raise BadRequest(
-                f"unknown runtime {isolation!r:.40}",
-                code="unknown_runtime",
-                remediation=f'use "auto" or one of {", ".join(sorted(self._runtimes))}',
-            )
+        if isolation != "auto":
+            self._check_runtime(isolation)
         if found is None:
             names = ", ".join(sorted(self._templates)[:20]) or "none; build one first"
             raise BadRequest(
                 f"unknown template {template!r:.70}", code="unknown_template", remediation=f"known are: {names}"
             )
         return self._policy.ceiling(tenant).limits(wanted, found.limits or Limits())
+
+    def _check_runtime(self, isolation: str) -> None:
+        known = self._runtimes.get(isolation)
+        if known is not None and known.available:
+            return
+        usable = sorted(name for name, runtime in self._runtimes.items() if runtime.available)
+        raise BadRequest(
+            f"unknown runtime {isolation!r:.40}" if known is None else f"no {isolation} here: {known.reason}",
+            code="unknown_runtime" if known is None else "runtime_absent",
+            remediation=f'use "auto" or one of {", ".join(usable)}; see `ringfence doctor`',
+        )
 
     async def _ask_again(self) -> None:
         await self._node.wait_up()

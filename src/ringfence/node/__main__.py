@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ringfence.domain.errors import RingfenceError
 from ringfence.guest import syscalls as sc
+from ringfence.node.isolation import Isolation
 from ringfence.node.server import listen
 from ringfence.node.supervisor import Settings, Supervisor
 from ringfence.runtimes.jail.cgroups.detect import detect
@@ -28,7 +29,7 @@ async def serve(state: Path, templates: Path, api_uid: int) -> None:
     """Run until told to stop; leave nothing behind."""
     privileged = os.geteuid() == 0
     runtime = Jail(detect(instance_of(state), root=privileged), privileged=privileged)
-    supervisor = Supervisor(runtime, Catalog(templates), Settings())
+    supervisor = Supervisor(Isolation(runtime), Catalog(templates), Settings())
     await supervisor.begin()
     path = state / "node" / "node.sock"
     server = await listen(supervisor, path, api_uid)

@@ -11,7 +11,7 @@ from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State
 from ringfence.node.link import GuestLink
-from ringfence.runtimes.base import Started, StartSpec
+from ringfence.runtimes.base import Runtime, Started, StartSpec
 
 
 @dataclass(eq=False)
@@ -21,8 +21,7 @@ class Live:
     spec: StartSpec
     started: Started
     link: GuestLink
-    runtime: str
-    limits_by: str
+    by: Runtime
     warm_since: float = field(default_factory=time.monotonic)
     state: State = State.STARTING
     labels: dict[str, str] = field(default_factory=dict)
@@ -35,6 +34,16 @@ class Live:
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
     programs: int = 0  # program streams open now
     spent: bool = False  # a lone run's sandbox has had its one order
+
+    @property
+    def runtime(self) -> str:
+        """What isolates it."""
+        return self.by.name
+
+    @property
+    def limits_by(self) -> str:
+        """What enforces its limits."""
+        return self.by.capabilities().limits_by
 
     @property
     def id(self) -> str:

@@ -32,6 +32,7 @@ class PoolKey:
     template: str
     digest: str
     shape: tuple[float, ...]
+    runtime: str
     one_shot: bool
     lone: bool = False
 

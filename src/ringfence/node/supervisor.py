@@ -23,6 +23,7 @@ from ringfence.domain.sandbox import State, new_id
 from ringfence.domain.template import NAME, ZygoteMode
 from ringfence.guest import frames
 from ringfence.node.direct import Direct
+from ringfence.node.isolation import AUTO, Isolation
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
@@ -65,8 +66,8 @@ def shape_of(limits: Limits) -> tuple[float, ...]:
 class Supervisor:
     """All live sandboxes of one node."""
 
-    def __init__(self, runtime: Runtime, catalog: Catalog, settings: Settings) -> None:
-        self.runtime = runtime
+    def __init__(self, isolation: Isolation, catalog: Catalog, settings: Settings) -> None:
+        self.isolation = isolation
         self.catalog = catalog
         self.settings = settings
         self.table = Table()
@@ -114,46 +115,48 @@ class Supervisor:
         self._templates[name] = (time.monotonic(), built)
         return built
 
-    def _pool(self, tenant: str, template: str, limits: Limits, *, one_shot: bool, lone: bool) -> Pool:
+    def _pool(
+        self, tenant: str, template: str, limits: Limits, *, one_shot: bool, lone: bool = False, asked: str = AUTO
+    ) -> Pool:
         built = self._built(template)
-        # An interpreter that is exec'd afresh needs an agent to start it.
-        lone = lone and self._forks(built)
-        key = PoolKey(tenant, template, built.digest, shape_of(limits), one_shot, lone)
+        runtime = self.isolation.choose(asked, built.template)
+        forks = built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
+        lone = lone and forks  # an interpreter that is exec'd afresh needs an agent to start it
+        key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
             return pool
         if len(self._pools) >= MAX_POOLS:
             unwanted = [key for key, known in self._pools.items() if not known.wanted]
             self._drop_pools(sorted(unwanted, key=lambda key: self._pools[key].last_used)[:1])
-        usual = shape_of(limits) == shape_of(built.template.limits) and (lone or not one_shot or not self._forks(built))
+        usual = shape_of(limits) == shape_of(built.template.limits) and (lone or not one_shot or not forks)
+
+        def spec() -> StartSpec:
+            return StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot, lone)
+
         pool = Pool(
             # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
             policy=built.template.pool if usual else dataclasses.replace(built.template.pool, least=0),
-            start=lambda: self._start(tenant, built, limits, one_shot=one_shot, lone=lone),
+            start=lambda: self._start(runtime, spec()),
             end=self._end_warm,
             slots=self._slots,
         )
         self._pools[key] = pool
         return pool
 
-    def _forks(self, built: Built) -> bool:
-        """Whether its interpreters are forks that wait."""
-        return built.template.zygote is ZygoteMode.FORK and self.runtime.capabilities().fork_warm
-
     def _drop_pools(self, keys: list[PoolKey]) -> None:
         for key in keys:
             self._pools.pop(key).close()
 
-    async def _start(self, tenant: str, built: Built, limits: Limits, *, one_shot: bool, lone: bool) -> Live:
+    async def _start(self, runtime: Runtime, spec: StartSpec) -> Live:
         while len(self._ending) >= MAX_ENDING:
             await asyncio.wait(list(self._ending.values()), return_when=asyncio.FIRST_COMPLETED)
-        spec = StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot, lone)
         self._starting.add(spec.id)
         try:
-            started = await self.runtime.start(spec)
+            started = await runtime.start(spec)
             link = GuestLink()
             Direct(started.channel, link)
-            live = Live(spec, started, link, self.runtime.name, self.runtime.capabilities().limits_by)
+            live = Live(spec, started, link, runtime)
             self._warm[live.id] = live
         finally:
             self._starting.discard(spec.id)
@@ -171,26 +174,20 @@ class Supervisor:
         self, ask: dict[str, Any], limits: Limits, ttl: float, *, one_shot: bool
     ) -> tuple[Live, dict[str, float]]:
         """A sandbox for this request and no other, with the milliseconds it took to get it."""
-        if ask.get("isolation", "auto") not in {"auto", self.runtime.name}:
-            raise BadRequest(
-                f"isolation {ask['isolation']!r:.40} is not available here",
-                code="unknown_runtime",
-                remediation=f"use auto or {self.runtime.name}; see `ringfence doctor`",
-            )
         if len(self.table) + self._claiming >= self.settings.max_sandboxes:
             raise OverQuota("this node holds as many sandboxes as it may", code="node_full")
         begun = time.monotonic()
         self._claiming += 1
         try:
-            lone = one_shot and ask.get("lone") is True
-            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot, lone=lone)
+            lone, asked = one_shot and ask.get("lone") is True, str(ask.get("isolation", AUTO))
+            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot, lone=lone, asked=asked)
             live = await pool.take(float(ask.get("wait_seconds", 30.0)))
         finally:
             self._claiming -= 1
         taken = time.monotonic()
         self._warm.pop(live.id, None)
         live.claim(dict(ask.get("labels", {})), limits, ttl)
-        self.runtime.claimed(live.id, limits)
+        live.by.claimed(live.id, limits)
         self.table.add(live)
         live.link.lost.add_done_callback(lambda _: self._died(live))
         if one_shot:
@@ -215,7 +212,7 @@ class Supervisor:
     def verdict(self, live: Live) -> tuple[How, str] | None:
         """What the kernel's counters say killed it, if they say anything."""
         with contextlib.suppress(OSError, PlatformFault):
-            if self.runtime.evidence(live.id).oom_kills:
+            if live.by.evidence(live.id).oom_kills:
                 return How.OUT_OF_MEMORY, f"needed more than the limit of {live.limits.memory_bytes} bytes"
         return None
 
@@ -240,7 +237,7 @@ class Supervisor:
 
     async def _end(self, live: Live) -> None:
         live.link.close()
-        await self.runtime.stop(live.id)
+        await live.by.stop(live.id)
 
     async def stop(self, live: Live, how: How, reason: str) -> None:
         """End a sandbox; its open streams hear why. Returns when nothing of it is left."""
@@ -279,7 +276,7 @@ class Supervisor:
         live = relay.live
         usage, override = None, ended.override
         with contextlib.suppress(OSError, PlatformFault):
-            usage = self.runtime.evidence(live.id)
+            usage = live.by.evidence(live.id)
         if ended.answer is None and override is None:
             override = self.verdict(live)
             if override is None:
@@ -346,10 +343,10 @@ class Supervisor:
             self._watch_usage(live)
 
     def _watch_usage(self, live: Live) -> None:
-        used, limits = self.runtime.usage(live.id), live.limits
+        used, limits = live.by.usage(live.id), live.limits
         if used.cpu_seconds > limits.cpu_seconds:
             self._doom(live, How.TIMED_OUT, f"used its {limits.cpu_seconds:g} seconds of CPU time")
-        elif "memory" not in self.runtime.capabilities().enforces and used.memory_now_bytes > limits.memory_bytes:
+        elif "memory" not in live.by.capabilities().enforces and used.memory_now_bytes > limits.memory_bytes:
             self._doom(live, How.OUT_OF_MEMORY, f"needed more than the limit of {limits.memory_bytes} bytes")
 
     def _doom(self, live: Live, how: How, reason: str, kind: str = "limit") -> None:
@@ -376,14 +373,18 @@ class Supervisor:
     async def sweep(self) -> None:
         """Remove whatever the kernel still shows of sandboxes that nobody here owns."""
         known = self.table.ids() | self._starting | set(self._warm) | {k.split("/")[0] for k in self._ending}
-        for orphan in await self.runtime.found() - known:
-            if orphan not in self._starting and orphan not in self._warm and orphan not in self.table.ids():
-                try:
-                    await self.runtime.stop(orphan)
-                except (OSError, RingfenceError) as error:
-                    self._failed("sweep", error)
-                else:
-                    self.counters["swept"] = self.counters.get("swept", 0) + 1
+        for runtime in self.isolation:
+            for orphan in await runtime.found() - known:
+                if orphan not in self._starting and orphan not in self._warm and orphan not in self.table.ids():
+                    await self._sweep_one(runtime, orphan)
+
+    async def _sweep_one(self, runtime: Runtime, orphan: str) -> None:
+        try:
+            await runtime.stop(orphan)
+        except (OSError, RingfenceError) as error:
+            self._failed("sweep", error)
+        else:
+            self.counters["swept"] = self.counters.get("swept", 0) + 1
 
     async def close(self) -> None:
         """Stop everything; returns when nothing is left."""
@@ -400,7 +401,8 @@ class Supervisor:
                 await asyncio.wait(list(self._ending.values()))
             else:
                 await asyncio.sleep(CLOSE_SECONDS)
-        await self.runtime.close()
+        for runtime in self.isolation:
+            await runtime.close()
 
     # -- what it tells --------------------------------------------------------------------------------------
 
@@ -408,7 +410,7 @@ class Supervisor:
         """What a sandbox used so far."""
         used = GroupUsage()
         with contextlib.suppress(OSError, PlatformFault):
-            used = self.runtime.usage(live.id)
+            used = live.by.usage(live.id)
         return {
             "cpu_seconds": used.cpu_seconds,
             "memory_bytes": used.memory_now_bytes,
@@ -444,28 +446,14 @@ class Supervisor:
         return rows
 
     def runtimes(self) -> list[dict[str, Any]]:
-        """The runtime, its layers and what it can honour."""
-        can = self.runtime.capabilities()
-        return [
-            {
-                "name": self.runtime.name,
-                "available": True,
-                "layers": [{"name": x.name, "in_force": x.in_force, "reason": x.reason} for x in self.runtime.layers()],
-                "limits_by": can.limits_by,
-                "capabilities": {
-                    "isolation": can.isolation,
-                    "fork_warm": can.fork_warm,
-                    "pty": can.pty,
-                    "users": sorted(can.users),
-                    "enforces": sorted(can.enforces),
-                },
-            }
-        ]
+        """Every way to isolate: its layers and what it can honour, or why it is absent."""
+        absent = [{"name": name, "available": False, "reason": why} for name, why in self.isolation.absent.items()]
+        return [*map(_described, self.isolation), *absent]
 
     def status(self) -> dict[str, Any]:
         """Numbers for operators."""
         pools = [
-            {"tenant": k.tenant, "template": k.template, "one_shot": k.one_shot, "lone": k.lone, **p.describe()}
+            {name: getattr(k, name) for name in ("tenant", "template", "runtime", "one_shot", "lone")} | p.describe()
             for k, p in self._pools.items()
         ]
         return {
@@ -476,6 +464,23 @@ class Supervisor:
             "uptime_seconds": time.time() - self.started_at,
             "counters": dict(self.counters),
         }
+
+
+def _described(runtime: Runtime) -> dict[str, Any]:
+    can = runtime.capabilities()
+    return {
+        "name": runtime.name,
+        "available": True,
+        "layers": [{"name": x.name, "in_force": x.in_force, "reason": x.reason} for x in runtime.layers()],
+        "limits_by": can.limits_by,
+        "capabilities": {
+            "isolation": can.isolation,
+            "fork_warm": can.fork_warm,
+            "pty": can.pty,
+            "users": sorted(can.users),
+            "enforces": sorted(can.enforces),
+        },
+    }
 
 
 class _Nobody:

@@ -33,6 +33,7 @@ class Capabilities:
     users: frozenset[str]
     enforces: frozenset[str]
     limits_by: str
+    lone: bool = False  # it can run lone source code without an agent beside it
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,7 @@ class Jail:
             users=users,
             enforces=self._groups.enforces,
             limits_by=self._groups.kind,
+            lone=True,
         )
 
     def layers(self) -> list[Layer]:
