@@ -115,6 +115,24 @@ async def test_a_dead_zygote_is_replaced() -> None:
         assert await served.runtime.found() == known
 
 
+async def test_a_zygote_nobody_needs_ends_and_comes_back() -> None:
+    """A tenant who is away costs nothing; while one sandbox of his lives his zygote stays, and he may always return."""
+    instance = f"test-{uuid.uuid4().hex[:12]}"
+    jail = Jail(detect(instance, root=ROOT), privileged=ROOT, rest_seconds=0.2)
+    try:
+        kept, ended = await jail.start(JAIL.spec("a", LIMITS)), await jail.start(JAIL.spec("a", LIMITS))
+        await jail.stop(ended.id)
+        await asyncio.sleep(0.5)
+        assert len(jail._zygotes) == 1
+        await jail.stop(kept.id)
+        await until(lambda: not jail._zygotes and not jail._retiring)
+        assert jail._groups.list() == set()
+        again = await jail.start(JAIL.spec("a", LIMITS))
+        await jail.stop(again.id)
+    finally:
+        await jail.close()
+
+
 async def test_a_killed_agent_takes_its_programs_along() -> None:
     """Process 1 of a sandbox is killed from the host: nothing of the sandbox goes on, and its owner hears of it."""
     async with jailed() as served:

@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
+REST_SECONDS: Final = 600.0  # a zygote without sandboxes ends after this; the next request starts another
 MOST_PLANS: Final = 256  # kept ready to be sent
 ZYGOTE_GONE: Final = frozenset({"zygote_died", "zygote_stuck", "died_in_setup"})
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
@@ -147,7 +149,13 @@ class Jail:
     name = "jail"
 
     def __init__(
-        self, groups: Groups, *, privileged: bool, without: frozenset[str] = frozenset(), fault: str = ""
+        self,
+        groups: Groups,
+        *,
+        privileged: bool,
+        rest_seconds: float = REST_SECONDS,
+        without: frozenset[str] = frozenset(),
+        fault: str = "",
     ) -> None:
         self._groups = groups
         self._privileged = privileged
@@ -156,6 +164,8 @@ class Jail:
         self._seccomp = base64.b64encode(compile_filter()).decode()
         self._zygotes: dict[ZygoteKey, Zygote] = {}
         self._young: set[Zygote] = set()  # not ready yet
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._rest_seconds = rest_seconds
         self._starting: dict[ZygoteKey, asyncio.Lock] = {}
         self._blocks = itertools.cycle(range(UID_BLOCKS))
         self._live: dict[str, Jailed] = {}
@@ -387,6 +397,19 @@ class Jail:
             await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
         if slot:
             zygote.give_slot(slot)
+            if zygote.unused:
+                self._loop.call_later(self._rest_seconds, self._retire, zygote)
+
+    def _retire(self, zygote: Zygote) -> None:
+        """End a zygote that nobody has needed for a while: a tenant who is away costs no memory."""
+        for key, known in list(self._zygotes.items()):
+            rested = time.monotonic() - zygote.idle_since >= self._rest_seconds
+            if known is zygote and zygote.unused and rested:
+                del self._zygotes[key]
+                zygote.kill()
+                ending = self._loop.create_task(self._end_zygote(zygote))
+                self._retiring.add(ending)
+                ending.add_done_callback(self._retiring.discard)
 
     def evidence(self, sandbox_id: str) -> GroupUsage:
         """The few counters an answer needs, read cheaply."""
@@ -427,6 +450,8 @@ class Jail:
             zygote.kill()
             await self._end_zygote(zygote)
         self._zygotes.clear()
+        if self._retiring:
+            await asyncio.wait(list(self._retiring))
         if self._governed:
             self._loop.remove_reader(self._groups.governor.fd)
         if self._governing is not None:

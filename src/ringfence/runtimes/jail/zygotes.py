@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ class Zygote:
     _forks: dict[str, asyncio.Future[Fork]] = field(default_factory=dict)
     _slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
     _watched: int = -1
+    idle_since: float = field(default_factory=time.monotonic)  # means something while it is unused
 
     @classmethod
     def launch(cls, name: str) -> Zygote:
@@ -111,8 +113,14 @@ class Zygote:
             raise SandboxRefused("every uid range of this zygote is in use", code="no_uid_range")
         return self._slots.pop()
 
+    @property
+    def unused(self) -> bool:
+        """Whether none of its forks is alive or being made."""
+        return len(self._slots) == SLOTS - 1
+
     def give_slot(self, slot: int) -> None:
         """The range's last process is gone."""
+        self.idle_since = time.monotonic()
         self._slots.insert(0, slot)  # the longest unused is taken next
 
     async def fork(self, sandbox_id: str, slot: int, plan: Plan, planned: bytes, ends: list[int]) -> Fork:
