@@ -82,7 +82,11 @@ class ErrorAnswer(Answer, frozen=True):
 
 
 class RunRequest(Request, frozen=True):
-    """Run one program in a fresh sandbox. Exactly one of `code`, `argv`, `shell`."""
+    """Run one program in a fresh sandbox: `code`, `argv` or `shell`.
+
+    With a template made from an image none of them runs what the image says: its ENTRYPOINT, followed by `args` or,
+    without any, by its CMD.
+    """
 
     code: str | None = None
     argv: list[str] | None = None
@@ -368,6 +372,17 @@ class Pool(Answer, frozen=True):
     most: int = 0
 
 
+class TemplateImage(Answer, frozen=True):
+    """The container image a template was made from, and what it says should be run."""
+
+    reference: str
+    digest: str
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    workdir: str = "/"
+    user: str = ""
+
+
 class Template(Answer, frozen=True):
     """A built template."""
 
@@ -380,6 +395,7 @@ class Template(Answer, frozen=True):
     preload: list[str] = []
     limits: Limits | None = None
     pool: Pool | None = None
+    image: TemplateImage | None = None
 
 
 class TemplateList(Answer, frozen=True):

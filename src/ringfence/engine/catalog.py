@@ -78,6 +78,11 @@ class Catalog:
             )
         return self._policy.ceiling(tenant).limits(wanted, found.limits or Limits())
 
+    def image(self, template: str) -> wire.TemplateImage | None:
+        """The image a known template was made from, if it was."""
+        found = self._templates.get(template)
+        return found.image if found is not None else None
+
     def _check_runtime(self, isolation: str) -> None:
         known = self._runtimes.get(isolation)
         if known is not None and known.available:

@@ -100,8 +100,10 @@ def _env(values: Mapping[str, str]) -> dict[str, str]:
     return dict(values)
 
 
-def _way(request: wire.RunRequest | wire.ProcessRequest) -> dict[str, Any]:
+def _way(request: wire.RunRequest | wire.ProcessRequest, image: wire.TemplateImage | None) -> dict[str, Any]:
     given = [name for name in ("code", "argv", "shell") if getattr(request, name) is not None]
+    if not given and image is not None:
+        return {"op": "exec", "argv": _as_the_image_says(request, image)}
     if len(given) != 1:
         raise BadRequest(
             f"give exactly one of code, argv and shell, not {len(given)}", code="bad_program", remediation="choose one"
@@ -117,9 +119,21 @@ def _way(request: wire.RunRequest | wire.ProcessRequest) -> dict[str, Any]:
     return {"op": "exec", "argv": _words(request.argv, "argv")}
 
 
-def program(request: wire.RunRequest | wire.ProcessRequest) -> dict[str, Any]:
+def _as_the_image_says(request: wire.RunRequest | wire.ProcessRequest, image: wire.TemplateImage) -> list[str]:
+    """ENTRYPOINT and the request's arguments, or CMD where it has none: as every container tool does it."""
+    argv = [*image.entrypoint, *(_words(request.args, "args") or image.cmd)]
+    if not argv or not argv[0]:
+        raise BadRequest(
+            f"the image {image.reference} does not say what to run",
+            code="bad_program",
+            remediation="give argv, shell or code",
+        )
+    return argv
+
+
+def program(request: wire.RunRequest | wire.ProcessRequest, image: wire.TemplateImage | None = None) -> dict[str, Any]:
     """The guest's OPEN for a program. Raises BadRequest or TooLarge; nothing was started."""
-    words = _way(request)
+    words = _way(request, image)
     if request.env:
         words["env"] = _env(request.env)
     if request.cwd is not None:

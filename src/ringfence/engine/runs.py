@@ -69,12 +69,13 @@ class Runs:
     async def _prepare(self, tenant: str, request: wire.RunRequest) -> Prepared:
         """Everything that can be refused is refused here; nothing was started yet."""
         self._sandboxes.accepting()
-        words = checks.program(request)
         if request.labels:
             self._sandboxes.check_labels(request.labels)
         if request.files or request.collect:
             checks.run_files(request)
-        limits = await self._sandboxes.catalog.resolve(tenant, request.template, request.isolation, request.limits)
+        catalog = self._sandboxes.catalog
+        limits = await catalog.resolve(tenant, request.template, request.isolation, request.limits)
+        words = checks.program(request, catalog.image(request.template))
         if request.files or request.collect:
             # The node times a fused run; here its agent does, and the sandbox's own expiry stands behind it.
             words["timeout"] = min(words.get("timeout", limits.wall_seconds), limits.wall_seconds)

@@ -20,7 +20,7 @@ from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFau
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
-from ringfence.domain.template import NAME, ZygoteMode
+from ringfence.domain.template import NAME, Template, ZygoteMode
 from ringfence.guest import frames
 from ringfence.node.direct import Direct
 from ringfence.node.isolation import AUTO, Isolation
@@ -435,6 +435,7 @@ class Supervisor:
                     "zygote": str(template.zygote),
                     "preload": list(template.preload),
                     "limits": {name: getattr(template.limits, name) for name in Limits.__slots__},
+                    "image": _image(template),
                     "pool": {
                         "idle": sum(p["idle"] for p in pools),
                         "starting": sum(p["starting"] for p in pools),
@@ -464,6 +465,11 @@ class Supervisor:
             "uptime_seconds": time.time() - self.started_at,
             "counters": dict(self.counters),
         }
+
+
+def _image(template: Template) -> dict[str, Any] | None:
+    names = "reference", "digest", "entrypoint", "cmd", "workdir", "user"
+    return {name: getattr(template.image, name) for name in names} if template.image is not None else None
 
 
 def _described(runtime: Runtime) -> dict[str, Any]:
