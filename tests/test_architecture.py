@@ -78,7 +78,7 @@ ONLY = {
 
 # (importer, imported) that a rule above forbids, and why it is right all the same.
 EXCEPTIONS = {
-    ("ringfence.node.__main__", "ringfence.runtimes.jail"): "the node's own composition root names its runtime",
+    ("ringfence.node.__main__", "ringfence.runtimes.here"): "the node's own composition root opens what this host has",
     ("ringfence.api.__main__", "ringfence.store.sqlite"): "the api's own composition root names its store",
 }
 
@@ -90,6 +90,7 @@ READS_ENVIRONMENT = {
     "ringfence.attack.command": "NO_COLOR, which every command line program honours",
     "ringfence.doctor.report": "NO_COLOR, which every command line program honours",
     "ringfence.guest.agent": "inside a sandbox the environment is the template's, and what programs inherit",
+    "ringfence.guest.boot": "the same, for an agent that a container tool started",
     "ringfence.guest.zygote": "it sets the template's environment before it forks anything",
     "ringfence.guest.runner": "it is the program's environment, not ours",
     "ringfence.runtimes.jail.zygotes": "hands PATH and PYTHONPATH on to the launcher, and nothing else",

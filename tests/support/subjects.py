@@ -16,6 +16,9 @@ from ringfence.runtimes.base import Runtime, StartSpec
 from ringfence.runtimes.fake import Fake
 from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import Jail
+from ringfence.runtimes.oci.carried import Carried
+from ringfence.runtimes.oci.runtime import Oci
+from ringfence.runtimes.oci.versions import choose, installed, lacking
 from ringfence.templates.catalog import Catalog
 
 TEMPLATES = Path(os.environ.get("RINGFENCE_TEMPLATES", "/var/lib/ringfence/templates"))
@@ -32,6 +35,7 @@ class Subject:
     template: Callable[[], tuple[Template, Path, str]]
     real: bool = True  # a kernel runs its programs: any Python, any command, every signal
     fill_memory: str = "tail /dev/zero"
+    memory_ends: str = "program"  # what dies of too much memory: the program alone, or the whole "sandbox"
     echo_server: str = (
         'python3 -c \'import socket;s=socket.create_server(("127.0.0.1",7000));print("listening",flush=True)\n'
         "while 1:\n c=s.accept()[0]\n while d:=c.recv(65536): c.sendall(d)\n c.close()'"
@@ -54,6 +58,18 @@ def _jail_missing() -> str:
     return "" if (TEMPLATES / "index" / "base.json").exists() else f"no template `base` is built in {TEMPLATES}"
 
 
+def _oci(isolation: str) -> Runtime:
+    tool = choose(isolation, installed())
+    assert tool is not None
+    return Oci(tool, detect(f"test-{uuid.uuid4().hex[:12]}", root=True), Carried(TEMPLATES))
+
+
+def _oci_missing(isolation: str) -> str:
+    if os.geteuid() != 0:
+        return "needs root"
+    return _jail_missing() or lacking(isolation, installed())
+
+
 def _base() -> tuple[Template, Path, str]:
     built = Catalog(TEMPLATES).read("base")
     return built.template, built.root, built.digest
@@ -70,4 +86,17 @@ SUBJECTS = (
         echo_server="echo-server 7000",
     ),
     Subject(name="jail", open=_jail, missing=_jail_missing, template=_base),
+    Subject(
+        name="container",
+        open=lambda: _oci("container"),
+        missing=lambda: _oci_missing("container"),
+        template=_base,
+    ),
+    Subject(
+        name="gvisor",
+        open=lambda: _oci("gvisor"),
+        missing=lambda: _oci_missing("gvisor"),
+        template=_base,
+        memory_ends="sandbox",  # its programs' memory is its kernel's, which is one process of the host's
+    ),
 )

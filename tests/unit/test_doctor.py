@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ringfence.doctor import features, host, report
+from ringfence.doctor import features, host, report, trial
 from ringfence.doctor.features import Feature
 
 SETTINGS = {setting.name: setting for setting in host.SETTINGS}
@@ -77,7 +77,7 @@ def test_the_kind_of_control_groups_is_read_from_the_mounts(mountinfo: str, kind
 def runtime(usable: bool | None, *, missing: int = 0) -> dict[str, Any]:
     """What a trial might answer."""
     layers = [{"name": f"layer{n}", "in_force": n >= missing, "reason": "because"} for n in range(5)]
-    return {"name": "jail", "layers": layers, "limits_by": "x", "users": [], "usable": usable, "trouble": "", "fix": ""}
+    return trial.blank("jail") | {"layers": layers, "limits_by": "x", "usable": usable}
 
 
 def feature(*, ok: bool, needed: bool) -> Feature:
@@ -98,7 +98,21 @@ def feature(*, ok: bool, needed: bool) -> Feature:
 )
 def test_the_exit_code_tells_sound_degraded_and_unusable_apart(found: Feature, seen: dict[str, Any], code: int) -> None:
     """0 with every layer, 1 with one missing, 2 when nothing can run; a template not yet built is no fault."""
-    assert report.verdict([found], seen) == code
+    assert report.verdict([found], [seen]) == code
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [
+        (runtime(usable=True), report.SOUND),
+        (runtime(usable=True, missing=1), report.SOUND),
+        (runtime(usable=False), report.DEGRADED),
+        (trial.blank("gvisor") | {"usable": None, "absent": True}, report.SOUND),
+    ],
+)
+def test_another_runtime_that_fails_does_not_make_the_jail_unusable(other: dict[str, Any], code: int) -> None:
+    """What is here and does not work is told; what is absent is no fault."""
+    assert report.verdict([feature(ok=True, needed=True)], [runtime(usable=True), other]) == code
 
 
 def test_a_runtime_is_not_tried_where_the_kernel_lacks_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """`ringfence doctor`: what this machine can enforce, what is missing, and what would add it.
 
 The exit code is 0 when every layer of the jail can be put in force, 1 when it runs with a layer missing (which one,
-and why, is said), 2 when it cannot run. The host's own settings are warned about and change no exit code.
+and why, is said) or another runtime that is here does not run, 2 when the jail cannot run. The host's own settings are
+warned about and change no exit code.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ SOUND: Final = 0
 DEGRADED: Final = 1
 UNUSABLE: Final = 2
 GREEN, YELLOW, RED, PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
-Trial = Callable[[Path], dict[str, Any]]
+Trial = Callable[[Path], list[dict[str, Any]]]
 
 
-def verdict(found: Sequence[features.Feature], runtime: Mapping[str, Any]) -> int:
-    """The exit code for these findings."""
+def verdict(found: Sequence[features.Feature], runtimes: Sequence[Mapping[str, Any]]) -> int:
+    """The exit code for these findings; the jail is the first runtime. One that is absent is no fault."""
     lacking = [feature for feature in found if feature.needed and not feature.ok]
-    if lacking or runtime["usable"] is False:
+    if lacking or runtimes[0]["usable"] is False:
         return UNUSABLE
-    missing = [layer for layer in runtime["layers"] if not layer["in_force"]]
-    return DEGRADED if missing else SOUND
+    # Elsewhere a layer can be missing by nature: gVisor's kernel has no Landlock, and nothing that it would guard.
+    missing = [layer for layer in runtimes[0]["layers"] if not layer["in_force"]]
+    failing = [runtime for runtime in runtimes if runtime["usable"] is False]
+    return DEGRADED if missing or failing else SOUND
 
 
 def gather(templates: Path, attempt: Trial = trial.run) -> dict[str, Any]:
@@ -39,16 +42,15 @@ def gather(templates: Path, attempt: Trial = trial.run) -> dict[str, Any]:
     lacking = [feature.name for feature in found if feature.needed and not feature.ok]
     if lacking:
         trouble = f"this machine lacks {', '.join(lacking)}"
-        runtime: dict[str, Any] = {"name": "jail", "layers": [], "limits_by": "", "users": [], "tried": False}
-        runtime |= {"usable": False, "trouble": trouble, "fix": ""}
+        runtimes = [trial.blank("jail") | {"trouble": trouble}]
     else:
-        runtime = attempt(templates)
+        runtimes = attempt(templates)
     return {
-        "exit": verdict(found, runtime),
+        "exit": verdict(found, runtimes),
         "root": os.geteuid() == 0,
         "control_groups": features.cgroup_kind(Path("/proc/self/mountinfo").read_text()),
         "features": [dataclasses.asdict(feature) for feature in found],
-        "runtimes": [runtime],
+        "runtimes": runtimes,
         "host": [dataclasses.asdict(finding) for finding in host.examine()],
     }
 
@@ -71,7 +73,13 @@ class Page:
 
 
 def _show_runtime(page: Page, runtime: Mapping[str, Any]) -> None:
-    page.title(f"Runtime {runtime['name']}: limits by {runtime['limits_by'] or 'nothing'}")
+    if runtime["absent"]:
+        page.title(f"Runtime {runtime['name']}: absent")
+        page.line("absent", YELLOW, runtime["trouble"])
+        return
+    page.title(f"Runtime {runtime['name']}: {runtime['isolation']}; limits by {runtime['limits_by'] or 'nothing'}")
+    if runtime["warning"]:
+        page.line("warn", YELLOW, runtime["warning"])
     for layer in runtime["layers"]:
         if layer["in_force"]:
             page.line("ok", GREEN, layer["name"])

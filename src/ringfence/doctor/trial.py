@@ -1,4 +1,4 @@
-"""Start one sandbox and end it: `python -m ringfence.doctor.trial --templates DIR` answers with one line of JSON.
+"""Start one sandbox of each runtime: `python -m ringfence.doctor.trial --templates DIR` answers with a line of JSON.
 
 A process of its own, because finding out which control groups can be had may move the process that asks.
 """
@@ -18,58 +18,71 @@ from typing import Any, Final
 from ringfence.domain.errors import RingfenceError
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import new_id
-from ringfence.runtimes.base import StartSpec
-from ringfence.runtimes.jail.cgroups.detect import detect
-from ringfence.runtimes.jail.runtime import Jail
+from ringfence.runtimes.base import Runtime, StartSpec
+from ringfence.runtimes.here import runtimes
 from ringfence.templates.catalog import Catalog
 
 TEMPLATE: Final = "base"
 SECONDS: Final = 90.0
 
 
-async def attempt(templates: Path) -> dict[str, Any]:
-    """What the jail says of itself here, and whether one sandbox became ready."""
-    privileged = os.geteuid() == 0
-    jail = Jail(detect(f"doctor{os.getpid()}", root=privileged), privileged=privileged)
-    try:
-        can = jail.capabilities()
-        answer: dict[str, Any] = {
-            "name": jail.name,
-            "layers": [dataclasses.asdict(layer) for layer in jail.layers()],
-            "limits_by": can.limits_by,
-            "users": sorted(can.users),
-        }
-        return answer | await _started(jail, templates)
-    finally:
-        await jail.close()
+async def attempt(templates: Path) -> list[dict[str, Any]]:
+    """What each runtime says of itself here, and whether one sandbox became ready; the absent ones with the reason."""
+    here = runtimes(f"doctor{os.getpid()}", templates)
+    answers = []
+    for runtime in here.present:
+        try:
+            answers.append(await _described(runtime, templates) | {"warning": here.warnings.get(runtime.name, "")})
+        finally:
+            await runtime.close()
+    return answers + [
+        blank(name) | {"usable": None, "trouble": why, "absent": True} for name, why in here.absent.items()
+    ]
 
 
-async def _started(jail: Jail, templates: Path) -> dict[str, Any]:
+def blank(name: str) -> dict[str, Any]:
+    """What is said of a runtime of which nothing is known yet."""
+    unknown: dict[str, Any] = {"name": name, "isolation": "", "layers": [], "limits_by": "", "users": []}
+    return unknown | {"tried": False, "usable": False, "trouble": "", "fix": "", "warning": "", "absent": False}
+
+
+async def _described(runtime: Runtime, templates: Path) -> dict[str, Any]:
+    can = runtime.capabilities()
+    known = {
+        "isolation": can.isolation,
+        "layers": [dataclasses.asdict(layer) for layer in runtime.layers()],
+        "limits_by": can.limits_by,
+        "users": sorted(can.users),
+    }
+    return blank(runtime.name) | known | await _started(runtime, templates)
+
+
+async def _started(runtime: Runtime, templates: Path) -> dict[str, Any]:
     try:
         built = Catalog(templates).read(TEMPLATE)
     except RingfenceError as error:
         return {"tried": False, "usable": None, "trouble": error.cause, "fix": error.remediation}
     try:
         spec = StartSpec(new_id("s"), "doctor", built.template, built.root, built.digest, Limits())
-        started = await jail.start(spec)
-        await jail.stop(started.id)
+        started = await runtime.start(spec)
+        await runtime.stop(started.id)
     except RingfenceError as error:
         return {"tried": True, "usable": False, "trouble": error.cause, "fix": error.remediation}
     return {"tried": True, "usable": True, "trouble": "", "fix": ""}
 
 
-def run(templates: Path) -> dict[str, Any]:
+def run(templates: Path) -> list[dict[str, Any]]:
     """The trial, in a process of its own; trouble there is an answer here."""
     words = [sys.executable, "-m", "ringfence.doctor.trial", "--templates", str(templates)]
-    failed = {"name": "jail", "layers": [], "limits_by": "", "users": [], "tried": True, "usable": False, "fix": ""}
+    failed = blank("jail") | {"tried": True}
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return failed | {"trouble": f"no sandbox became ready in {SECONDS:g} seconds"}
+        return [failed | {"trouble": f"no sandbox became ready in {SECONDS:g} seconds"}]
     except ValueError:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        return failed | {"trouble": f"the trial broke off: {last[:300]}"}
+        return [failed | {"trouble": f"the trial broke off: {last[:300]}"}]
     return found
 
 

@@ -15,8 +15,7 @@ from ringfence.guest import syscalls as sc
 from ringfence.node.isolation import Isolation
 from ringfence.node.server import listen
 from ringfence.node.supervisor import Settings, Supervisor
-from ringfence.runtimes.jail.cgroups.detect import detect
-from ringfence.runtimes.jail.runtime import Jail
+from ringfence.runtimes.here import runtimes
 from ringfence.templates.catalog import Catalog
 
 
@@ -27,9 +26,8 @@ def instance_of(state: Path) -> str:
 
 async def serve(state: Path, templates: Path, api_uid: int) -> None:
     """Run until told to stop; leave nothing behind."""
-    privileged = os.geteuid() == 0
-    runtime = Jail(detect(instance_of(state), root=privileged), privileged=privileged)
-    supervisor = Supervisor(Isolation(runtime), Catalog(templates), Settings())
+    here = runtimes(instance_of(state), templates)
+    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), Settings())
     await supervisor.begin()
     path = state / "node" / "node.sock"
     server = await listen(supervisor, path, api_uid)

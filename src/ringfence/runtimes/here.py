@@ -1,0 +1,49 @@
+"""The ways to isolate that this host has, opened; and for each of the others, why it is absent."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ringfence.runtimes.base import Runtime
+from ringfence.runtimes.jail.cgroups.detect import detect
+from ringfence.runtimes.jail.runtime import Jail
+from ringfence.runtimes.oci.carried import Carried
+from ringfence.runtimes.oci.runtime import Oci
+from ringfence.runtimes.oci.versions import choose, installed, lacking
+
+BY_TOOL: Final = ("container", "gvisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What was found. Whoever opened them closes them."""
+
+    present: tuple[Runtime, ...]  # the jail first: it is always there
+    absent: dict[str, str]  # name -> reason
+    warnings: dict[str, str]  # name -> what should be newer
+
+
+def runtimes(instance: str, templates: Path) -> Here:
+    """Open every runtime. Needs a running loop.
+
+    Each has groups of its own, named after `instance`, so that each clears up what is its own. Asks every container
+    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told.
+    """
+    privileged = os.geteuid() == 0
+    present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged)]
+    if not privileged:
+        return Here(tuple(present), dict.fromkeys(BY_TOOL, "it needs root"), {})
+    absent, warnings = {}, {}
+    tools = installed()
+    for name in BY_TOOL:
+        tool = choose(name, tools)
+        if tool is None:
+            absent[name] = lacking(name, tools)
+            continue
+        present.append(Oci(tool, detect(f"{instance}-{name}", root=True), Carried(templates)))
+        if tool.warning:
+            warnings[name] = tool.warning
+    return Here(tuple(present), absent, warnings)

@@ -1,0 +1,462 @@
+"""The verbs of runtimes/base.py over a container tool: one launcher, one tool, one guest a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from ringfence.domain.errors import RingfenceError, SandboxRefused
+from ringfence.domain.limits import Limits
+from ringfence.domain.sandbox import ID
+from ringfence.domain.template import ZygoteMode
+from ringfence.guest import frames, runner
+from ringfence.guest import syscalls as sc
+from ringfence.guest.boot import GVISOR, PLAIN
+from ringfence.guest.plan import Plan, plan_to
+from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
+from ringfence.runtimes.jail.cgroups.base import Groups
+from ringfence.runtimes.jail.seccomp.compile import compile_filter
+from ringfence.runtimes.oci import bundle, fences
+from ringfence.runtimes.oci.carried import Carried
+from ringfence.runtimes.oci.versions import Found
+
+LAUNCHER: Final = "ringfence.runtimes.oci.launcher"
+REPORT_SECONDS: Final = 20.0
+READY_SECONDS: Final = 60.0  # a template's imports on a cold page cache take seconds, under gVisor more
+GONE_SECONDS: Final = 30.0
+THREADS: Final = 8
+LOG_BYTES: Final = 8192  # of what the tool says, its last words
+GOVERN_AFTER: Final = 0.05
+_PIECE: Final = 65536
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Boxed:
+    """One live sandbox of this runtime."""
+
+    id: str
+    channel: socket.socket
+    layers: tuple[str, ...]
+    pid: int  # of its agent or, under gVisor, of the tool: who is to be looked at from outside
+    pidfd: int  # of the tool, process 1 of the outer namespace: with it goes everything
+    tool_pid: int
+    slot: int
+    beside: tuple[int, int, int] | None = None  # a lone run has an agent here like any other
+
+
+class Log:
+    """The last words of a tool, read whenever it says something, so that it never has to wait for us."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._kept = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.reader, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self.reader, _PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self.reader)
+        self._kept += data
+        del self._kept[:-LOG_BYTES]
+
+    def words(self) -> str:
+        """What was said, on one line."""
+        self._readable()
+        text = self._kept.decode("utf-8", "replace")
+        return " ".join(text.split())[-600:]
+
+    def close(self) -> None:
+        """Nobody is interested any more."""
+        self._loop.remove_reader(self.reader)
+        os.close(self.reader)
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+
+@dataclass(eq=False)
+class Launch:
+    """A start under way: what has been made so far, so that it can be taken away again."""
+
+    slot: int
+    log: Log
+    host: socket.socket
+    guest: socket.socket
+    config: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC))
+    report: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC))
+    launcher: int = 0
+    pid: int = 0
+    pidfd: int = -1
+
+    def close_ends(self) -> None:
+        """Close all that only the start needed."""
+        self.guest.close()
+        for fd in (*self.config, *self.report):
+            if fd >= 0:
+                os.close(fd)
+        self.config = self.report = (-1, -1)
+
+    def take_config(self) -> int:
+        """The writing end of the configuration; whoever takes it closes it."""
+        writer, self.config = self.config[1], (self.config[0], -1)
+        return writer
+
+    def close_report(self) -> None:
+        """Our own copy of what the launcher writes to, so that its end is noticed."""
+        os.close(self.report[1])
+        self.report = (self.report[0], -1)
+
+
+class Oci:
+    """See runtimes/base.py for what each verb promises.
+
+    `name` is "container" or "gvisor"; `tool` is the program that makes its sandboxes (versions.py chooses it).
+    `without` and `fault` weaken or break the set-up so that tests can show what each layer holds back; no command,
+    file or variable reaches them.
+    """
+
+    def __init__(
+        self,
+        tool: Found,
+        groups: Groups,
+        carried: Carried,
+        *,
+        without: frozenset[str] = frozenset(),
+        fault: str = "",
+    ) -> None:
+        """Needs root and a running loop. Raises SandboxRefused for a tool that may not be used."""
+        if not tool.usable:
+            raise SandboxRefused(tool.refusal, code="tool_refused", remediation="install a newer version of it")
+        self.name = tool.tool.isolation
+        self._tool = tool
+        self._kernel = GVISOR if self.name == "gvisor" else PLAIN
+        self._groups = groups
+        self._carried = carried
+        self._without = without
+        self._fault = fault
+        self._seccomp = base64.b64encode(compile_filter()).decode()
+        # gVisor's sandboxes take the upper half, so that both runtimes may serve one node.
+        half = bundle.SLOTS // 2
+        first = half if self._kernel == GVISOR else 0
+        self._slots = collections.deque(range(first, first + half))
+        self._live: dict[str, Boxed] = {}
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
+        self._governing: asyncio.TimerHandle | None = None
+        self._governed = False
+
+    # -- what it can do -------------------------------------------------------------------------------------
+
+    def capabilities(self) -> Capabilities:
+        """What the tool and this host's groups let it enforce."""
+        return Capabilities(
+            isolation=fences.ISOLATION[self._kernel].format(tool=f"{self._tool.tool.name} {self._tool.version}"),
+            fork_warm=False,
+            pty=True,
+            users=frozenset({"user", "root"}),
+            enforces=self._groups.enforces,
+            limits_by=self._groups.kind,
+        )
+
+    def layers(self) -> list[Layer]:
+        """Every fence, with the reason where one is missing."""
+        return fences.layers(self._kernel, self._groups.missing, sc.landlock_abi())
+
+    # -- start ----------------------------------------------------------------------------------------------
+
+    async def start(self, spec: StartSpec) -> Boxed:
+        """Launch, attach to the limits while nobody waits, send the orders, hear that it is ready."""
+        if not self._slots:
+            raise SandboxRefused("every uid range of this runtime is in use", code="no_uid_range")
+        carried = await self._in_thread(self._carried.tree)
+        host, guest = socket.socketpair()
+        host.setblocking(False)
+        launch = Launch(self._slots.popleft(), Log(), host, guest)
+        try:
+            layers = await self._launch(spec, launch, str(carried))
+        except BaseException as error:
+            words = launch.log.words()
+            host.close()
+            await self._clear(spec.id, launch)
+            if isinstance(error, TimeoutError | OSError | RingfenceError):
+                raise _explained(error, words) from error
+            raise
+        launch.log.close()
+        agent = launch.pid if self._kernel == GVISOR else _child_of(launch.pid)
+        boxed = Boxed(spec.id, host, layers, agent, launch.pidfd, launch.pid, launch.slot)
+        self._live[spec.id] = boxed
+        return boxed
+
+    async def _launch(self, spec: StartSpec, launch: Launch, carried: str) -> tuple[str, ...]:
+        limits = bundle.group_limits(self._group_limits(spec.limits), self._kernel)
+        await self._in_thread(lambda: self._groups.create(spec.id, limits))
+        launch.launcher = _spawn(launch)
+        await self._in_thread(lambda: self._groups.attach(spec.id, launch.launcher))
+        config = json.dumps(self._config(spec, launch.slot, carried)).encode()
+        writer = launch.take_config()
+        await self._in_thread(lambda: _write_all(writer, config))
+        pid = await asyncio.wait_for(self._report(launch), REPORT_SECONDS)
+        launch.pid, launch.pidfd = pid, os.pidfd_open(pid)
+        launch.close_ends()
+        os.close(launch.log.writer)
+        launch.log.writer = -1
+        await self._loop.sock_sendall(launch.host, runner.encode_order(self._orders(spec)))
+        return await asyncio.wait_for(self._ready(launch.host), READY_SECONDS)
+
+    def _config(self, spec: StartSpec, slot: int, carried: str) -> dict[str, Any]:
+        shape = bundle.Shape(self._kernel, slot, self._tool.tool.name, self._without)
+        return {
+            "bundle": bundle.config(spec.template, spec.limits, shape),
+            "command": bundle.command(shape, self._tool.path, spec.id),
+            "template_root": str(spec.template_root),
+            "carried": carried,
+            "uid": shape.uid_base,
+            "groups": self._tool.tool.name == "runc",
+            "time_namespace": "time_namespace" not in self._without,
+        }
+
+    def _orders(self, spec: StartSpec) -> dict[str, Any]:
+        """What the guest is told over its channel; see guest/boot.py."""
+        image = spec.template.image
+        return {
+            "plan": plan_to(self._plan(spec)).decode(),
+            "seccomp": self._seccomp,
+            "kernel": self._kernel,
+            "preload": list(spec.template.preload),
+            "env": bundle.environment(spec.template),
+            "python": bundle.PYTHON if image is None else image.python,
+            "own": image is None,
+            "user": "" if image is None else image.user or "0:0",
+        }
+
+    def _plan(self, spec: StartSpec) -> Plan:
+        limits = spec.limits
+        return Plan(
+            root=True,
+            scratch_bytes=limits.scratch_bytes,
+            scratch_files=limits.scratch_files,
+            processes=limits.processes,
+            open_files=limits.open_files,
+            cpu_seconds=limits.cpu_seconds,
+            data_bytes=0,
+            warm_runner=spec.one_shot,
+            exec_runner=spec.template.image is not None or spec.template.zygote is ZygoteMode.NONE,
+            time_namespace=True,
+            without=self._without,
+            fault=self._fault,
+        )
+
+    def _group_limits(self, limits: Limits) -> Limits:
+        """The limits for the group; a layer left out by a test becomes a limit nobody reaches."""
+        lifted: dict[str, Any] = {}
+        for layer, wide in (
+            ("memory_limit", {"memory_bytes": 16 * 1024**3}),
+            ("cpu_limit", {"cpus": 64.0}),
+            ("pids_limit", {"processes": 4096}),
+        ):
+            if layer in self._without:
+                lifted.update(wide)
+        return dataclasses.replace(limits, **lifted)
+
+    async def _report(self, launch: Launch) -> int:
+        """The tool's pid, from its launcher; what the launcher said instead is in the log."""
+        launch.close_report()
+        data = await self._in_thread(lambda: os.read(launch.report[0], 64))
+        if not data.strip().isdigit():
+            raise SandboxRefused("the sandbox could not be launched", code="not_launched")
+        return int(data)
+
+    async def _ready(self, host: socket.socket) -> tuple[str, ...]:
+        parser = frames.Parser()
+        while True:
+            data = await self._loop.sock_recv(host, frames.MAX_DATA)
+            if not data:
+                raise SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
+            for frame in parser.feed(data):
+                message = json.loads(frame.payload)
+                if "refused" in message:
+                    layer, cause = message["refused"].get("layer"), message["refused"].get("cause")
+                    raise SandboxRefused(
+                        f"layer {layer!s:.60} could not be put in force: {cause!s:.400}",
+                        code="layer_refused",
+                        remediation="run `ringfence doctor` to see what this host lacks",
+                    )
+                inside = {str(name) for name in message["ready"]["layers"]}
+                return fences.in_force(self._kernel, inside, self._groups.enforces, self._without)
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def claimed(self, sandbox_id: str, limits: Limits) -> None:
+        """Somebody uses it now: its memory limit begins to make room for files.
+
+        Not under gVisor, where the host cannot tell files from memory: there the limit holds both from the start.
+        """
+        if self._kernel == GVISOR:
+            return
+        if not self._governed:
+            self._governed = True
+            self._loop.add_reader(self._groups.governor.fd, self._govern)
+        self._loop.call_later(GOVERN_AFTER, self._watch_memory, sandbox_id, limits)
+
+    def _watch_memory(self, sandbox_id: str, limits: Limits) -> None:
+        if sandbox_id in self._live:
+            self._threads.submit(self._watch_quietly, sandbox_id, limits).add_done_callback(
+                lambda _: self._call_in_loop(self._govern)
+            )
+
+    def _watch_quietly(self, sandbox_id: str, limits: Limits) -> None:
+        with contextlib.suppress(OSError, SandboxRefused):  # it ended meanwhile
+            self._groups.governor.watch(sandbox_id, limits)
+
+    def _call_in_loop(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closing
+            self._loop.call_soon_threadsafe(call)
+
+    def _govern(self) -> None:
+        if self._governing is not None:
+            self._governing.cancel()
+            self._governing = None
+        pause = self._groups.governor.govern()
+        if pause is not None:
+            self._governing = self._loop.call_later(max(0.0, pause), self._govern)
+
+    # -- stop -----------------------------------------------------------------------------------------------
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill the tool, and with it its namespaces; wait for the kernel to say so; take the groups away."""
+        boxed = self._live.pop(sandbox_id, None)
+        if boxed is None:
+            await self._remove_group(sandbox_id)
+            return
+        boxed.channel.close()
+        await _gone(boxed.tool_pid, boxed.pidfd)
+        await self._remove_group(sandbox_id)
+        self._slots.append(boxed.slot)
+
+    async def _clear(self, sandbox_id: str, launch: Launch) -> None:
+        """Take away what a failed start had made, from wherever it failed."""
+        launch.close_ends()
+        launch.log.close()
+        if launch.launcher > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(launch.launcher, signal.SIGKILL)
+            await self._in_thread(lambda: _reap(launch.launcher))
+        if launch.pidfd >= 0:
+            await _gone(launch.pid, launch.pidfd)
+        await self._remove_group(sandbox_id)
+        self._slots.append(launch.slot)
+
+    async def _remove_group(self, sandbox_id: str) -> None:
+        await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
+
+    def evidence(self, sandbox_id: str) -> GroupUsage:
+        """The few counters an answer needs, read cheaply."""
+        seen = self._groups.evidence(sandbox_id)
+        return GroupUsage(cpu_seconds=seen.cpu_seconds, memory_peak_bytes=seen.memory_peak, oom_kills=seen.oom_kills)
+
+    def usage(self, sandbox_id: str) -> GroupUsage:
+        """The group's counters: gVisor's own kernel and the tool are in them too."""
+        seen = self._groups.usage(sandbox_id)
+        return GroupUsage(
+            cpu_seconds=seen.cpu_seconds,
+            memory_now_bytes=seen.memory_now,
+            memory_peak_bytes=seen.memory_peak,
+            processes=seen.processes,
+            oom_kills=seen.oom_kills,
+        )
+
+    async def found(self) -> set[str]:
+        """Those alive, and groups: all that can outlive a sandbox, for everything else dies with its tool."""
+        groups = await self._in_thread(self._groups.list)
+        return {name for name in groups if ID.fullmatch(name)} | set(self._live)
+
+    async def close(self) -> None:
+        """Stop every sandbox, then give the groups' parents back."""
+        for sandbox_id in list(self._live):
+            await self.stop(sandbox_id)
+        if self._governed:
+            self._loop.remove_reader(self._groups.governor.fd)
+        if self._governing is not None:
+            self._governing.cancel()
+        for name in await self.found():
+            await self._remove_group(name)
+        await self._in_thread(self._groups.close)
+        self._threads.shutdown(wait=False)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._threads, call)
+
+
+def _spawn(launch: Launch) -> int:
+    """Start the launcher from this thread: its parent-death signal is this thread's, which lives as long as we do."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, launch.log.writer, 2),
+        (os.POSIX_SPAWN_DUP2, launch.guest.fileno(), 3),
+        (os.POSIX_SPAWN_DUP2, launch.config[0], 4),
+        (os.POSIX_SPAWN_DUP2, launch.report[1], 5),
+    ]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    return os.posix_spawn(sys.executable, [sys.executable, "-B", "-S", "-m", LAUNCHER], env, file_actions=actions)
+
+
+def _child_of(tool: int) -> int:
+    """The process a tool made, as the host counts; the tool itself while it is not to be seen."""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{tool}/task"):
+            with open(f"/proc/{tool}/task/{thread}/children") as file:
+                if children := file.read().split():
+                    return int(children[0])
+    return tool
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as file:  # its log says why
+        file.write(data)
+
+
+def _explained(error: Exception, words: str) -> SandboxRefused:
+    said = f" ({words})" if words else ""
+    if isinstance(error, RingfenceError):
+        return SandboxRefused(error.cause + said, code=error.code, remediation=error.remediation)
+    return SandboxRefused(f"the sandbox did not become ready: {error or type(error).__name__}{said}", code="not_ready")
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+async def _gone(pid: int, pidfd: int) -> None:
+    """Kill and wait: a pid namespace's process 1 ends only after everything in it has."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), GONE_SECONDS)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
