@@ -23,7 +23,7 @@ from ringfence.domain.errors import PlatformFault
 from tests.support.served import TEMPLATES
 
 TINY = Plan(
-    oneshot=Pace(2, 5), numpy=Pace(1, 5), pandas=Pace(1, 5), interactive=Pace(1, 5),
+    oneshot=Pace(2, 5), numpy=Pace(1, 5), pandas=Pace(1, 5), interactive=Pace(1, 5), runtimes=Pace(1, 5),
     load_seconds={1: 0.1, 8: 0.2}, yardstick_seconds=0.1, density=3, seconds=80, calm_part=0.05,
 )  # fmt: skip
 built = pytest.mark.skipif(

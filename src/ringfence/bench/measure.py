@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ringfence.bench import interactive, machine, peers, throughput
+from ringfence.bench import interactive, isolations, machine, peers, throughput
 from ringfence.bench.calm import Gate
 from ringfence.bench.comparison import unfenced
 from ringfence.bench.density import Crowd
@@ -71,6 +71,10 @@ class Bench:
             self._throughput()
         elif name == "density":
             self.report["density"] = Crowd(self.server, IDLE_TEMPLATE, plan.density).measure()
+        elif name == "runtimes":
+            self.report["runtimes"] = isolations.measure(
+                self.server, self.found, plan.runtimes, self._gate(plan.runtimes)
+            )
         else:
             with Connection(self.server.target) as connection:
                 gate = self._gate(plan.interactive)
@@ -158,6 +162,8 @@ def bench(plan: Plan, templates: Path, *, plot: bool, say: Say) -> tuple[Report,
         with _both_servers(place.work, templates, outside) as (server, yardstick):
             report["walls"] = _warm(server, say)
             wanted = [LATENCIES[each] for each in plan.measures if each in LATENCIES]
+            if "runtimes" in plan.measures and PLAIN not in wanted:
+                wanted.append(PLAIN)
             found = peers.look(place, wanted) if wanted else []
             report["peers"] = {each.peer.name: each.told() for each in found}
             Bench(plan, server, yardstick, outside, found, clock, say, report).everything()

@@ -86,8 +86,9 @@ def _firejail(_: Place, binary: str, program: Program) -> list[str]:
     return [binary, "--quiet", *fences, "--", PYTHON, "-c", program.code]
 
 
-def _gvisor(_: Place, binary: str, program: Program) -> list[str]:
-    return [binary, "--network=none", "--ignore-cgroups", "do", PYTHON, "-c", program.code]
+def _gvisor(place: Place, binary: str, program: Program) -> list[str]:
+    _, *words = _oci(place, binary, program)
+    return [binary, "--network=none", "--ignore-cgroups", *words]
 
 
 PEERS: Final = (
@@ -96,7 +97,7 @@ PEERS: Final = (
     Peer("crun", _oci, "namespaces, capabilities and control groups; no seccomp filter, no user namespace"),
     Peer("nsjail", _nsjail, "namespaces and rlimits; no seccomp filter, no control groups", ("--help",)),
     Peer("firejail", _firejail, "namespaces and a seccomp filter; the host's files", own_root=False),
-    Peer("runsc", _gvisor, "gVisor, a kernel of its own in user space; the host's files", own_root=False),
+    Peer("runsc", _gvisor, "gVisor, a kernel of its own in user space; no control groups"),
 )
 
 

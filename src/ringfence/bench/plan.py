@@ -9,7 +9,7 @@ from typing import Final
 
 from ringfence.bench.latency import Pace
 
-MEASURES: Final = ("oneshot", "numpy", "pandas", "throughput", "density", "interactive")
+MEASURES: Final = ("oneshot", "numpy", "pandas", "throughput", "density", "interactive", "runtimes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Plan:
     numpy: Pace
     pandas: Pace
     interactive: Pace
+    runtimes: Pace
     load_seconds: Mapping[int, float]  # by number of connections
     yardstick_seconds: float
     density: int
@@ -33,6 +34,7 @@ FULL: Final = Plan(
     numpy=Pace(80, 60),
     pandas=Pace(30, 45),
     interactive=Pace(60, 30),
+    runtimes=Pace(30, 90),
     load_seconds={1: 4, 2: 4, 8: 5, 64: 5},
     yardstick_seconds=3,
     density=200,
@@ -43,6 +45,7 @@ QUICK: Final = Plan(
     numpy=Pace(12, 4.5),
     pandas=Pace(3, 2),
     interactive=Pace(15, 3),
+    runtimes=Pace(3, 9),
     load_seconds={1: 0.7, 2: 0.7, 8: 2.0, 64: 1.0},
     yardstick_seconds=0.7,
     density=100,

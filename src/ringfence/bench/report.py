@@ -27,6 +27,8 @@ BARS: Final = (
     Bar("oneshot_ratio", 0.35, least=False, words="one-shot p50 over the unsandboxed run behind the same server"),
     Bar("oneshot_numpy_ratio", 0.1, least=False, words="the same with `import numpy` on both sides"),
     Bar("runs_per_second_8", 400, least=True, words="one-shot runs a second on 8 connections, none failing"),
+    Bar("container_warm_ms", 5, least=False, words="a warm container claimed, to its first output"),
+    Bar("gvisor_warm_ms", 20, least=False, words="a warm sandbox under gVisor claimed, to its first output"),
     Bar("idle_charged_mib", 1.2, least=False, words="memory charged per idle sandbox, every one answering"),
 )
 
@@ -47,6 +49,11 @@ def _p50(report: Report, measure: str, row: str) -> float | None:
     return found.p50 if found is not None else None
 
 
+def _warm_p50(report: Report, runtime: str) -> float | None:
+    found = report.get("runtimes", {}).get("runtimes", {}).get(runtime, {}).get("warm_code")
+    return found.p50 if found is not None else None
+
+
 def _load_of(report: Report, side: str, connections: int) -> Mapping[str, Any]:
     found: Mapping[str, Any] = report.get("throughput", {}).get(side, {}).get(str(connections), {})
     return found
@@ -61,6 +68,8 @@ def headline(report: Report) -> Report:
         "oneshot_ratio": ratio(oneshot, baseline),
         "oneshot_numpy_ratio": ratio(numpy, numpy_baseline),
         "runs_per_second_8": _load_of(report, "ringfence", 8).get("per_second"),
+        "container_warm_ms": _warm_p50(report, "container"),
+        "gvisor_warm_ms": _warm_p50(report, "gvisor"),
         "idle_charged_mib": density.get("idle_charged_mib"),
         "oneshot_p50_ms": oneshot,
         "baseline_p50_ms": baseline,

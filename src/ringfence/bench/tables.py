@@ -22,7 +22,7 @@ LABELS: Final = {
     "crun": "crun run",
     "nsjail": "nsjail",
     "firejail": "firejail",
-    "runsc": "runsc do (gVisor)",
+    "runsc": "runsc run (gVisor)",
 }
 TITLES: Final = {
     "oneshot": "One-shot: print(1), to the completed answer",
@@ -41,6 +41,14 @@ STEP_WORDS: Final = {
     "first_code": "first code",
     "next_code": "next code",
     "delete": "delete, answered when nothing is left",
+}
+RUNTIME_WORDS: Final = {
+    "cold": "a sandbox from nothing",
+    "warm_code": "warm claim to first output, code",
+    "warm_exec": "warm claim to first output, exec",
+    "live_exec": "exec in a live sandbox, to first output",
+    "live_code": "code in a live sandbox, to first output",
+    "stop": "stop, until nothing is left",
 }
 DENSITY_WORDS: Final = {
     "alive": "alive at once",
@@ -143,6 +151,21 @@ def _density(density: Report) -> Table:
     return table
 
 
+def _runtimes(found: Report) -> Table:
+    """A column per runtime; below, the tools by hand."""
+    names = list(found["runtimes"])
+    table = _table(f"Ways to isolate, template {found['template']} (ms: p50, p95)", "", *names)
+    for step, words in RUNTIME_WORDS.items():
+        cells = [found["runtimes"][name].get(step) for name in names]
+        table.add_row(words, *(f"{number(each.p50)}  {number(each.p95)}" if each else "-" for each in cells))
+    idle = [number(found["runtimes"][name]["idle_charged_mib"]) for name in names]
+    table.add_row("charged per idle sandbox (MiB)", *idle)
+    for tool, each in found["by_hand"].items():
+        if each is not None:
+            table.add_row(f"{LABELS[tool]} by hand, to its end", f"{number(each.p50)}  {number(each.p95)}")
+    return table
+
+
 def tables(report: Report) -> Iterator[Table]:
     """Every table there are figures for."""
     yield bars(report)
@@ -155,6 +178,8 @@ def tables(report: Report) -> Iterator[Table]:
         yield from _throughput(report)
     if "density" in report:
         yield _density(report["density"])
+    if "runtimes" in report:
+        yield _runtimes(report["runtimes"])
     if "interactive" in report:
         yield _steps(
             f"A sandbox that stays, {report['interactive']['template']} (ms)", report["interactive"], list(STEP_WORDS)
