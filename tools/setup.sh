@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make a bare Debian 12 ready: tools/setup.sh [EXTRA DEBIAN PACKAGE...]
 # Installs only what is missing, makes .venv, builds the templates. Running it again changes nothing and takes a moment.
+# `runsc` is taken from where Debian has one that can be used.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,6 +73,34 @@ install_missing() {
     fi
 }
 
+# gVisor. Debian 12's own is a build of 2022 that cannot be used; its backports have one that can, signed by Debian
+# like everything else. The sources entry is for this one package and is gone afterwards.
+isolators() {
+    local built release mirror place options
+    built=$(runsc --version 2>/dev/null | grep -oE '[0-9]{8}' | head -n 1) || true
+    [ "${built:-0}" -lt 20240729 ] || return 0
+    command -v apt-get >/dev/null || fail "install gVisor's runsc of 2024-07-29 or later by hand, then run this again"
+    [ "$(id -u)" = 0 ] || fail "as root: install gVisor's runsc of 2024-07-29 or later"
+    say "installing runsc"
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    if [ "$release" != bookworm ]; then
+        install_missing runsc
+        return 0
+    fi
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 2>/dev/null \
+        | awk '$2 == "bookworm" {print $1; exit}') || true
+    place=$(mktemp -d)
+    chmod 755 "$place"
+    mkdir -p "$place/lists/partial"
+    if id _apt >/dev/null 2>&1; then chown -R _apt "$place/lists"; fi
+    printf '%s\n' 'Types: deb' "URIs: ${mirror:-http://deb.debian.org/debian}" 'Suites: bookworm-backports' \
+        'Components: main' 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$place/backports.sources"
+    options=(-o "Dir::Etc::SourceList=/dev/null" -o "Dir::Etc::SourceParts=$place" -o "Dir::State::Lists=$place/lists")
+    quietly apt-get -q "${options[@]}" -o Acquire::Retries=3 update
+    quietly apt_install "${options[@]}" -t bookworm-backports runsc
+    rm -rf "$place"
+}
+
 make_venv() {
     local python=$1 stamp=.venv/ringfence.stamp wanted
     wanted="$("$python" -V) $PWD $(sha256sum <pyproject.toml)"
@@ -90,7 +119,11 @@ build_templates() {
     .venv/bin/ringfence templates build "${TEMPLATES[@]}" >/dev/null
 }
 
-install_missing "$@"
+packages=()
+for package in "$@"; do
+    if [ "$package" = runsc ]; then isolators; else packages+=("$package"); fi
+done
+install_missing ${packages[@]+"${packages[@]}"}
 python=$(find_python) || fail "no Python 3.11 or newer was found"
 make_venv "$python"
 build_templates

@@ -26,12 +26,13 @@ IMAGE = Image(
     workdir="/evil",
     user="0",
 )
+BASE = Template(name="base")
 HOSTILE = Template(
     name="evil", env=(("RUNC_X", "1"), ("XDG_RUNTIME_DIR", "/evil")), preload=("evil",), description="evil", image=IMAGE
 )
 
 
-def made(template: Template = Template(name="base"), kernel: str = PLAIN, slot: int = 0, **fields: Any) -> dict[str, Any]:
+def made(template: Template = BASE, kernel: str = PLAIN, slot: int = 0, **fields: Any) -> dict[str, Any]:
     """The config of a template."""
     return bundle.config(template, Limits(), bundle.Shape(kernel, slot, **fields))
 
@@ -72,7 +73,15 @@ def test_the_set_up_has_no_capability_that_reaches_outside(kernel: str) -> None:
     sets = made(kernel=kernel)["process"]["capabilities"]
     assert set(sets) == {"bounding", "effective", "permitted"}
     assert all(set(names) == set(bundle.SETUP_CAPABILITIES) for names in sets.values())
-    reaching = {"CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_BPF", "CAP_SYS_TIME"}
+    reaching = {
+        "CAP_SYS_MODULE",
+        "CAP_SYS_RAWIO",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SYS_PTRACE",
+        "CAP_BPF",
+        "CAP_SYS_TIME",
+    }
     assert not reaching & set(bundle.SETUP_CAPABILITIES)
 
 
@@ -90,7 +99,9 @@ def test_uid_ranges_are_nobody_elses() -> None:
     assert made()["linux"]["uidMappings"] == made()["linux"]["gidMappings"]
 
 
-@pytest.mark.parametrize(("user", "extra"), [("", []), ("1000", []), ("app", []), ("5000", [5000]), ("5000:6000", [6000])])
+@pytest.mark.parametrize(
+    ("user", "extra"), [("", []), ("1000", []), ("app", []), ("5000", [5000]), ("5000:6000", [6000])]
+)
 def test_an_images_own_user_has_a_place(user: str, extra: list[int]) -> None:
     """A number beyond the range is mapped to the last uid of the slot; nothing else changes."""
     rows = made(Template(name="t", image=replace(IMAGE, user=user)))["linux"]["uidMappings"]

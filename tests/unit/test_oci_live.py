@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ringfence.domain.template import Image, Template
 from ringfence.guest.boot import GVISOR, PLAIN, layers_of
 from ringfence.runtimes.base import StartSpec
 from ringfence.runtimes.jail.cgroups.detect import detect
-from ringfence.runtimes.oci import bundle, runtime
+from ringfence.runtimes.jail.launcher import DEVICES
+from ringfence.runtimes.oci import bundle, carried, runtime
 from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.runtime import Boxed, Oci
 from ringfence.runtimes.oci.versions import TOOLS, Found, choose, installed
@@ -116,8 +117,11 @@ def bench(opener: Opener) -> Bench:
 
 def busybox_root(place: Path, *, shell: bool = True) -> Path:
     """A root with nothing but busybox in it."""
-    if not BUSYBOX.exists() or b"dynamically" in subprocess.run(["file", BUSYBOX], capture_output=True).stdout:
-        pytest.skip("no busybox-static is installed")
+    if not BUSYBOX.exists() or carried._dynamic(BUSYBOX.read_bytes())[0]:
+        reason = "busybox-static is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
     (place / "bin").mkdir(parents=True)
     shutil.copyfile(BUSYBOX, place / "bin/busybox")
     (place / "bin/busybox").chmod(0o755)
@@ -161,7 +165,9 @@ def test_an_image_without_a_shell_says_so(bench: Bench, tmp_path: Path) -> None:
     assert say(host, "id", "-g") == "0\n"
 
 
-@pytest.mark.parametrize(("user", "ids"), [("", "0:0"), ("1234:77", "1234:77"), ("50000", "50000:50000"), ("app", "7:8")])
+@pytest.mark.parametrize(
+    ("user", "ids"), [("", "0:0"), ("1234:77", "1234:77"), ("50000", "50000:50000"), ("app", "7:8")]
+)
 def test_an_images_user_is_who_runs(bench: Bench, tmp_path: Path, user: str, ids: str) -> None:
     """By number, by the image's own names, or its root: programs and files are that user's."""
     root = busybox_root(tmp_path / "root")
@@ -206,7 +212,14 @@ def hostile_root(place: Path) -> Path:
     with zipfile.ZipFile(root / "lib/python313.zip", "w") as archive:
         archive.writestr("os.py", "raise SystemExit(66)\n")
         archive.writestr("encodings/__init__.py", "raise SystemExit(66)\n")
-    for name, target in {"proc": "/etc", "dev": "/etc", "tmp": "/", "run": "etc", "home": "../..", "sys": "/bin"}.items():
+    for name, target in (
+        ("proc", "/etc"),
+        ("dev", "/etc"),
+        ("tmp", "/"),
+        ("run", "etc"),
+        ("home", "../.."),
+        ("sys", "/"),
+    ):
         os.symlink(target, root / name)
     (root / "var").write_bytes(b"a file")
     os.symlink("/etc", root / ".ringfence")
@@ -226,6 +239,34 @@ def test_an_image_cannot_lead_astray(bench: Bench, tmp_path: Path) -> None:
     assert host.open("exec", argv=["ls", "/.ringfence"]).answer()["exit"]["code"] in {0, 1}
     assert "null" in say(host, "ls", "/dev").split()
     assert sorted((str(p), p.lstat().st_mtime_ns, p.lstat().st_uid) for p in root.rglob("*")) == before
+
+
+def test_nothing_of_the_hosts_changes_its_owner(bench: Bench, tmp_path: Path) -> None:
+    """Devices, programs and the template belong to whom they belonged: tools give away what they are handed."""
+    _, root, _ = bench.subject.template()
+    places = [
+        *(f"/dev/{name}" for name in DEVICES),
+        "/dev",
+        "/usr",
+        "/usr/bin",
+        "/tmp",
+        str(root),
+        f"{root}/etc",
+        "/proc",
+    ]
+    before = [(place, *owner_of(place)) for place in places]
+    for template, files in ((None, None), (image_of(), busybox_root(tmp_path / "root"))):
+        boxed, host = bench.start(template, files)
+        assert host.ask("ping") == {}
+        assert [(place, *owner_of(place)) for place in places] == before
+        bench.thread.do(bench.runtime.stop(boxed.id))
+    assert [(place, *owner_of(place)) for place in places] == before
+
+
+def owner_of(place: str) -> tuple[int, int, int]:
+    """Whose it is, and who else may do what."""
+    seen = os.stat(place)
+    return seen.st_uid, seen.st_gid, seen.st_mode
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -251,7 +292,8 @@ def tool_like(tmp_path: Path, subject: Subject, script: str) -> Found:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"), [("echo no such luck >&2; exit 1", "no such luck"), ("exec /nowhere", "nowhere"), ("exit 0", "died|ready")]
+    ("script", "said"),
+    [("echo no such luck >&2; exit 1", "no such luck"), ("exec /nowhere", "nowhere"), ("exit 0", "died|ready")],
 )
 def test_a_tool_that_fails_is_quoted(opener: Opener, subject: Subject, tmp_path: Path, script: str, said: str) -> None:
     """What the tool said is in the refusal; the start does not hang, and nothing is left."""
@@ -333,6 +375,7 @@ import asyncio, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from ringfence.runtimes.jail.cgroups.detect import detect
+from ringfence.runtimes.jail.launcher import DEVICES
 from tests.support import ledger
 from tests.unit.test_oci_live import opened
 from tests.support.subjects import SUBJECTS
@@ -345,7 +388,9 @@ while True:
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.5, 1.5])
-def test_a_node_that_is_killed_takes_everything_along(opener: Opener, subject: Subject, tmp_path: Path, moment: float) -> None:
+def test_a_node_that_is_killed_takes_everything_along(
+    opener: Opener, subject: Subject, tmp_path: Path, moment: float
+) -> None:
     """kill -9 of the node at any moment: no process is left, and the next node finds and removes the groups."""
     instance = ledger.instance_of(tmp_path)
     here = str(Path(__file__).parent.parent.parent)
@@ -420,10 +465,12 @@ def _uid_lines(pid: int) -> list[str]:
 def test_a_slow_limit_is_still_a_limit(bench: Bench) -> None:
     """Processes beyond the limit are refused inside, and the sandbox lives on."""
     boxed, host = bench.start()
-    code = "import os, time\nn = 0\ntry:\n    while os.fork(): n += 1\n    time.sleep(3); os._exit(0)\nexcept OSError: print(n <= 40)"
+    code = (
+        "import os, time\nn = 0\ntry:\n    while os.fork(): n += 1\n    time.sleep(3); os._exit(0)\n"
+        "except OSError: print(n <= 40)"
+    )
     reply = host.open("exec", argv=["python3", "-c", code])
     reply.answer(30)
     assert reply.out == b"True\n"
     assert host.ask("ping") == {}
-    assert replace(SMALL).processes == 32
     assert boxed.id in bench.left()

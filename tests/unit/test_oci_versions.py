@@ -75,7 +75,9 @@ def test_a_tool_that_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert probe(RUNC) is None
 
 
-@pytest.mark.parametrize(("script", "why"), [("exec /bin/sleep 60", "does not answer"), ("exit 1", "does not say its version")])
+@pytest.mark.parametrize(
+    ("script", "why"), [("exec /bin/sleep 60", "does not answer"), ("exit 1", "does not say its version")]
+)
 def test_a_tool_that_says_nothing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:

@@ -12,8 +12,7 @@ from ringfence.attack.table import Probe
 # What the neighbour runs first: it tells its namespaces, and leaves a beating process and a file behind.
 NEIGHBOUR: str = """
 import json, os, time
-kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-print(json.dumps({kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}), flush=True)
+print(json.dumps({kind: os.readlink(f"/proc/self/ns/{kind}") for kind in os.listdir("/proc/self/ns")}), flush=True)
 open("secret", "w").write(os.environ["SECRET"])
 open("beat", "w").write("0")
 if os.fork() == 0:

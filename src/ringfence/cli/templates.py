@@ -1,7 +1,8 @@
-"""`ringfence templates`: list what a server has; build, add and verify on this machine."""
+"""`ringfence templates`: list what a server has; build, add, create and verify on this machine."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from ringfence.cli.options import Shared, screen_options, server_options
 from ringfence.cli.output import Screen, size
 from ringfence.cli.safe import clean
 from ringfence.domain.errors import BadRequest, PlatformFault
-from ringfence.domain.template import Template
+from ringfence.domain.template import RUNTIMES, Template, template_from
 from ringfence.templates.build import build as build_template
 from ringfence.templates.build import verify as verify_template
 from ringfence.templates.catalog import Built, Catalog, builtin_names, recipe_named
+from ringfence.templates.image import access as reach
+from ringfence.templates.image import reference
 from ringfence.templates.progress import Progress
 
 COLUMNS = ("NAME", "SIZE", "DIGEST", "PRELOADED", "WARM", "WHAT")
@@ -31,11 +34,12 @@ state_option = click.option("--state", metavar="DIR", help="The state directory 
         "ringfence templates list",
         "ringfence templates build base python",
         "ringfence templates add ./my-template.toml",
+        "ringfence templates create node --image docker.io/library/node:22-slim",
         "ringfence templates verify",
     ),
 )
 def templates() -> None:
-    """List a server's templates; build, add and verify them on this machine.
+    """List a server's templates; build, add, create and verify them on this machine.
 
     A template is a sandbox's recipe: its packages, what is imported beforehand, its default limits.
     """
@@ -94,6 +98,56 @@ def add(screen: Screen, files: tuple[str, ...], rebuild: bool, state: str | None
         _build(screen, recipe_named(file), _directory(state), rebuild=rebuild)
 
 
+@templates.command(
+    epilog=examples(
+        "ringfence templates create node --image docker.io/library/node:22-slim",
+        "ringfence templates create tools --image registry.example/tools@sha256:... --isolation gvisor",
+        "ringfence templates create mine --image registry.example/mine --username me --password-stdin < secret",
+    )
+)
+@click.argument("name")
+@click.option("--image", "image", required=True, metavar="REF", help="What to pull: registry/name:tag or @sha256:...")
+@click.option("--description", default="", metavar="TEXT", help="A line for people.")
+@click.option("--isolation", type=click.Choice(RUNTIMES), default="auto", help="How its sandboxes are isolated.")
+@click.option("--auth-file", metavar="FILE", help="An auth.json, as podman login and docker login write it.")
+@click.option("--username", metavar="NAME", help="Who asks the registry; needs --password-stdin.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from the input.")
+@click.option("--ca", metavar="FILE", help="Certificates (PEM) of the registry's own authority.")
+@click.option("--mirror", default="", metavar="HOST[/PREFIX]", help="Ask this registry instead.")
+@click.option(
+    "--allow", multiple=True, metavar="HOST[:PORT]", help="A registry at a private address; http:// for no TLS."
+)
+@click.option("--rebuild", is_flag=True, help="Fetch and unpack again what is built already.")
+@state_option
+@screen_options
+def create(screen: Screen, name: str, state: str | None, *, rebuild: bool, **options: Any) -> None:
+    """Make a template from a container image, pulled from a registry. It needs neither Python nor a shell.
+
+    Jobs without rights fetch and unpack it. Devices, set-id bits and capabilities are left out; an image that plays
+    tricks with links, names or sizes is refused.
+    """
+    access = _access(options)
+    reference.parse(options["image"], access.allowed)
+    fields = {"name": name, "image": options["image"], "description": options["description"]}
+    template = template_from({**fields, "runtime": options["isolation"]})
+    _build(screen, template, _directory(state), rebuild=rebuild, access=access)
+
+
+def _access(options: dict[str, Any]) -> reach.Access:
+    """What the options say of the registry. No secret is ever a word on a command line."""
+    allow, mirror = reach.checked_allow(options["allow"]), reach.checked_mirror(options["mirror"])
+    auth = reach.read_auth(options["auth_file"]) if options["auth_file"] else {}
+    if options["password_stdin"] != bool(options["username"]):
+        raise click.UsageError("--username and --password-stdin go together")
+    if options["username"]:
+        password = sys.stdin.readline(reach.FILE_BYTES).rstrip("\n")
+        asked = (
+            mirror or reference.parse(options["image"], frozenset(n.removeprefix("http://") for n in allow)).registry
+        )
+        auth = {**auth, **reach.basic_auth(asked.partition("/")[0], options["username"], password)}
+    return reach.Access(allow, mirror, reach.read_ca(options["ca"]) if options["ca"] else "", auth)
+
+
 @templates.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @state_option
@@ -122,9 +176,12 @@ def _directory(state: str | None) -> Path:
     return config.read_server(state=state).templates_dir
 
 
-def _build(screen: Screen, template: Template, directory: Path, *, rebuild: bool) -> None:
+def _build(
+    screen: Screen, template: Template, directory: Path, *, rebuild: bool, access: reach.Access | None = None
+) -> None:
+    access = access or reach.Access()
     if screen.json or not screen.err.is_terminal:
-        built = build_template(template, directory, _Lines(screen, template.name), rebuild=rebuild)
+        built = build_template(template, directory, _Lines(screen, template.name), rebuild=rebuild, access=access)
     else:
         columns = (
             TextColumn("{task.fields[name]}"),
@@ -134,12 +191,15 @@ def _build(screen: Screen, template: Template, directory: Path, *, rebuild: bool
         )
         with Bars(*columns, console=screen.err) as bars:
             bar = bars.add_task("", name=template.name, total=1.0)
-            built = build_template(template, directory, _Bar(bars, bar), rebuild=rebuild)
+            built = build_template(template, directory, _Bar(bars, bar), rebuild=rebuild, access=access)
     _built(screen, built)
 
 
 def _built(screen: Screen, built: Built) -> None:
     facts: dict[str, Any] = {"name": built.template.name, "digest": built.digest, "size_bytes": built.size_bytes}
+    if built.template.image:
+        facts["image"] = built.template.image.reference
+        facts["image_digest"] = built.template.image.digest
     if screen.json:
         screen.data({**facts, "root": str(built.root)})
     else:

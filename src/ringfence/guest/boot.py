@@ -24,7 +24,7 @@ from ringfence.guest import agent, processes, reseed, runner, steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk
-from ringfence.guest.plan import CHANNEL_FD, HOME, Plan, plan_from
+from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan, plan_from
 
 HIDDEN: Final = "/.ringfence"  # where our code, and the interpreter we carry, are mounted until nobody needs them
 PLAIN: Final = "linux"  # the kernel a sandbox talks to is the host's
@@ -124,7 +124,7 @@ def scratch(ctx: steps.Context) -> steps.Calls:
         bind = sc.bind(source, place, sc.MS_NOSUID | sc.MS_NODEV | flags if flags else 0)
         binds = [*binds, *bind] if place != _SCRATCH else binds
     # Its own part of it is the last to come into place: it covers the others' names.
-    return [*calls, *_masked_proc(ctx), *binds, *sc.bind(f"{_SCRATCH}/tmp", _SCRATCH)]
+    return [*calls, *_masked_proc(ctx), *binds, *sc.bind(f"{_SCRATCH}/tmp", _SCRATCH)]  # noqa: S108 - as above
 
 
 def _skeleton(home: str, uid: int, gid: int) -> steps.Calls:
@@ -214,6 +214,7 @@ def _known_to_gvisor(call: sc.Call) -> bool:
 
 
 _GVISOR_RLIMITS: Final = (
+    resource.RLIMIT_DATA,
     resource.RLIMIT_CORE,
     resource.RLIMIT_NOFILE,
     resource.RLIMIT_NPROC,
@@ -291,7 +292,7 @@ def set_up(ctx: steps.Context, kernel: str) -> None:
 
 
 def _ids(ctx: steps.Context) -> tuple[int, int]:
-    return ctx.ids if isinstance(ctx, Scene) else (steps.USER_ID, steps.USER_ID)
+    return ctx.ids if isinstance(ctx, Scene) else (USER_ID, USER_ID)
 
 
 def _on_linux(ctx: steps.Context) -> bool:
@@ -309,10 +310,10 @@ def _read(path: str) -> str:
 def ids_of(user: str) -> tuple[int, int]:
     """The uid and gid of an image's USER (`name`, `uid`, either with `:group`); the usual ones when it is empty.
 
-    Names are looked up in the image's own files, from inside. Raises StepFailed for one that is not there.
+    Names are looked up in the image's own files, from inside. Raises StepFailed for one that is not there, or is ours.
     """
     if not user:
-        return steps.USER_ID, steps.USER_ID
+        return USER_ID, USER_ID
     name, _, group = user.partition(":")
     known = _entry("/etc/passwd", name)
     if not name.isdigit() and not known:
@@ -324,6 +325,8 @@ def ids_of(user: str) -> tuple[int, int]:
         if not group.isdigit() and not found:
             raise steps.StepFailed("uid_range", f"the image's group {group!r:.80} is not in its /etc/group")
         gid = int(group) if group.isdigit() else int(found[2])
+    if AGENT_ID in {uid, gid}:
+        raise steps.StepFailed("uid_range", f"the image's user {user!r:.80} is the sandbox's own agent")
     return uid, gid
 
 
@@ -359,6 +362,8 @@ class Guest(agent.Agent):
             uid, _, gid = wanted.partition(":")
             if gid and not gid.isdigit():
                 raise BadAsk("not_found", "a group behind a numeric user must be a number")
+            if AGENT_ID in {int(uid), int(gid or uid)}:
+                raise BadAsk("permission", "this user is the sandbox's own agent")
             return int(uid), int(gid or uid)
         return super()._user(request)
 

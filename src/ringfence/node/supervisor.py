@@ -120,8 +120,8 @@ class Supervisor:
     ) -> Pool:
         built = self._built(template)
         runtime = self.isolation.choose(asked, built.template)
-        forks = built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
-        lone = lone and forks  # an interpreter that is exec'd afresh needs an agent to start it
+        # An interpreter that is exec'd afresh needs an agent to start it.
+        lone = lone and built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
         key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
@@ -129,7 +129,7 @@ class Supervisor:
         if len(self._pools) >= MAX_POOLS:
             unwanted = [key for key, known in self._pools.items() if not known.wanted]
             self._drop_pools(sorted(unwanted, key=lambda key: self._pools[key].last_used)[:1])
-        usual = shape_of(limits) == shape_of(built.template.limits) and (lone or not one_shot or not forks)
+        usual = shape_of(limits) == shape_of(built.template.limits)
 
         def spec() -> StartSpec:
             return StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot, lone)

@@ -22,23 +22,33 @@ from pathlib import Path
 from typing import Final
 
 from ringfence.domain.errors import Conflict, PlatformFault, RingfenceError
-from ringfence.domain.template import Template
+from ringfence.domain.template import Image, Template
 from ringfence.templates import commands, debian, furnish, tree, wheels
 from ringfence.templates.catalog import Built, Catalog, recipe_named
+from ringfence.templates.image import make as images
+from ringfence.templates.image.access import Access
+from ringfence.templates.image.layers import Store
+from ringfence.templates.image.reference import parse
 from ringfence.templates.progress import Printer, Progress, Report, within
 
 # Part of every recipe: raise it when the builder makes different roots from the same template.
 BUILDER_VERSION: Final = 2
+IMAGE_BUILDER_VERSION: Final = 1
 DAMAGED: Final = ".damaged"
 PLACE: Final = re.compile(r"[0-9a-f]{64}(\.damaged)?")
 LOCK_SECONDS: Final = 1800.0
 SPACE: Final = 400 * 1024 * 1024
 SPACE_WITH_WHEELS: Final = 900 * 1024 * 1024
+DEFAULT_ACCESS: Final = Access()
 
 
 def recipe_digest(template: Template) -> str:
     """Hash what decides the content of a template's root. Limits, pools and variables do not: they apply at start."""
-    recipe = [BUILDER_VERSION, debian.SUITE, sorted(set(template.debian)), sorted(set(template.wheels))]
+    recipe: list[object]
+    if template.image:
+        recipe = ["image", IMAGE_BUILDER_VERSION, template.image.digest]
+    else:
+        recipe = [BUILDER_VERSION, debian.SUITE, sorted(set(template.debian)), sorted(set(template.wheels))]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
@@ -77,8 +87,8 @@ def _sweep(directory: Path) -> None:
         tree.remove_tree(left)
 
 
-def _check_space(template: Template, directory: Path) -> None:
-    free, needed = shutil.disk_usage(directory).free, SPACE_WITH_WHEELS if template.wheels else SPACE
+def _check_space(template: Template, directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise commands.no_space(
             f"{directory} has {free >> 20} MiB free, a build of {template.name} needs {needed >> 20}"
@@ -119,6 +129,8 @@ def _publish(template: Template, work: Path, catalog: Catalog, report: Report) -
     place = catalog.directory / digest
     size = sum(entry.size for entry in entries)
     built = Built(template, digest, place / "root", size, time.time(), recipe_digest(template))
+    if template.image:
+        Store(catalog.directory).keep(work / images.STAGED)
     if place.exists() and verify(built):
         # Sandboxes may still run on the damaged one: it is put aside, and `prune` removes it.
         aside = place.with_suffix(DAMAGED)
@@ -129,49 +141,86 @@ def _publish(template: Template, work: Path, catalog: Catalog, report: Report) -
     return built
 
 
-def _build_afresh(template: Template, catalog: Catalog, report: Report) -> Built:
-    _check_space(template, catalog.directory)
+@contextlib.contextmanager
+def _workplace(name: str, catalog: Catalog) -> Iterator[Path]:
+    """A folder to build in, gone in the end unless it was published; and every failure said as ours."""
     work = catalog.directory / f"building-{os.getpid()}"
     work.mkdir(mode=0o755)
     try:
-        _make(template, work, catalog, report)
-        return _publish(template, work, catalog, report)
+        yield work
     except commands.CommandError as failed:
-        cause = f"building {template.name} failed: {failed}: {failed.last_words()}"
+        cause = f"building {name} failed: {failed}: {failed.last_words()}"
         raise PlatformFault(cause, code="template_build_failed") from failed
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise commands.no_space() from error
-        raise PlatformFault(f"building {template.name} failed: {error}", code="template_build_failed") from error
+        raise PlatformFault(f"building {name} failed: {error}", code="template_build_failed") from error
     finally:
         if work.exists():
             tree.remove_tree(work)
 
 
-def build(
-    template: Template, directory: Path, report: Report, *, rebuild: bool = False, lock_seconds: float = LOCK_SECONDS
+def _reusable(template: Template, catalog: Catalog) -> Built | None:
+    """What is built already from an equal recipe."""
+    recipe = recipe_digest(template)
+    return next((built for built in catalog.usable() if built.recipe == recipe), None)
+
+
+def _build_debian(template: Template, catalog: Catalog, report: Report, *, rebuild: bool) -> Built:
+    same = _reusable(template, catalog)
+    if same and not rebuild:
+        return dataclasses.replace(same, template=template)
+    _check_space(template, catalog.directory, SPACE_WITH_WHEELS if template.wheels else SPACE)
+    with _workplace(template.name, catalog) as work:
+        _make(template, work, catalog, report)
+        return _publish(template, work, catalog, report)
+
+
+def _build_image(
+    template: Template, image: Image, catalog: Catalog, report: Report, access: Access, *, rebuild: bool
 ) -> Built:
+    """Ask what the reference is now; fetch it only if that is not built yet."""
+    reference = parse(image.reference, access.allowed)
+    with _workplace(template.name, catalog) as work:
+        found = images.resolve(reference, access, work, report)
+        wanted = Image(reference.text, found.manifest.digest)
+        same = _reusable(dataclasses.replace(template, image=wanted), catalog)
+        if same and same.template.image and not rebuild:
+            known = dataclasses.replace(same.template.image, reference=reference.text)
+            return dataclasses.replace(same, template=dataclasses.replace(template, image=known))
+        _check_space(template, catalog.directory, SPACE + 4 * found.manifest.download_bytes)
+        made = images.Maker(found, access, Store(catalog.directory), work, report).make()
+        report(Progress("seal", 0.92, "looking for what is left of rights"))
+        tree.normalise(work / "root")
+        return _publish(dataclasses.replace(template, image=made), work, catalog, report)
+
+
+def build(
+    template: Template, directory: Path, report: Report, *, rebuild: bool = False,
+    lock_seconds: float = LOCK_SECONDS, access: Access = DEFAULT_ACCESS,
+) -> Built:  # fmt: skip
     """Build `template` in the templates directory, or find it built, and enter it in the catalog.
 
     An equal recipe is never built twice unless `rebuild` asks for today's packages. Raises BadRequest for a package
-    that does not exist, PlatformFault when a tool, the network or the disk fails; then nothing is left behind.
+    that does not exist or an image that is not safe, PlatformFault when a tool, the network or the disk fails; then
+    nothing is left behind. `access` says how an image's registry is reached.
     """
     catalog = Catalog(directory)
     with _lock(directory, report, lock_seconds):
         _sweep(directory)
-        recipe = recipe_digest(template)
-        same = next((built for built in catalog.usable() if built.recipe == recipe), None)
-        if same and not rebuild:
-            built = dataclasses.replace(same, template=template)
+        if template.image:
+            built = _build_image(template, template.image, catalog, report, access, rebuild=rebuild)
         else:
-            built = _build_afresh(template, catalog, report)
+            built = _build_debian(template, catalog, report, rebuild=rebuild)
         catalog.record(built)
     report(Progress("done", 1.0, f"{built.digest[:12]}, {built.size_bytes >> 20} MiB"))
     return built
 
 
 def prune(directory: Path, report: Report, *, lock_seconds: float = LOCK_SECONDS) -> list[str]:
-    """Remove each root that no template in the catalog names any more, and return the names of what was removed.
+    """Remove each root that no template in the catalog names any more, and each image layer that no root has.
+
+    Returns the names of what was removed.
 
     For the operator, after a rebuild, when no node still runs on the old roots.
     """
@@ -181,6 +230,10 @@ def prune(directory: Path, report: Report, *, lock_seconds: float = LOCK_SECONDS
         spare = [place.name for place in directory.iterdir() if PLACE.fullmatch(place.name) and place.name not in named]
         for digest in spare:
             tree.remove_tree(directory / digest)
+        store = Store(directory)
+        for layer in images.prunable(store, [directory / digest for digest in named]):
+            tree.remove_tree(store.directory / layer)
+            spare.append(f"layers/{layer}")
     return sorted(spare)
 
 

@@ -55,7 +55,11 @@ def recipe_named(word: str) -> Template:
 
 def template_fields(template: Template) -> dict[str, Any]:
     """Return a template as plain data that `template_from` reads back to an equal template."""
-    return dataclasses.asdict(template) | {"env": dict(template.env), "zygote": template.zygote.value}
+    fields = dataclasses.asdict(template) | {"env": dict(template.env), "zygote": template.zygote.value}
+    if template.image:
+        # A list of pairs: unlike the template's own variables these may be in any order that matters.
+        fields["image"] = _lists(fields["image"]) | {"env": [list(pair) for pair in template.image.env]}
+    return fields
 
 
 def _lists(fields: dict[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ UID_FLOOR: Final = 0xFF80_0000
 UID_CEILING: Final = 0xFFFF_0000
 SLOTS: Final = (UID_CEILING - UID_FLOOR) // SLOT_SIZE
 #: What our guest needs until its fences stand; it then drops all but three, and programs have none at all.
-SETUP_CAPABILITIES: Final = tuple(
-    f"CAP_{name}"
-    for name in ("CHOWN", "DAC_OVERRIDE", "KILL", "NET_ADMIN", "SETGID", "SETPCAP", "SETUID", "SYS_ADMIN", "SYS_RESOURCE")
-)
+SETUP_CAPABILITIES: Final = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_NET_ADMIN", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
+    "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE",
+)  # fmt: skip
 NAMESPACES: Final = ("user", "pid", "mount", "network", "ipc", "uts", "cgroup")
 #: gVisor's kernel serves programs from its own memory and threads, in the same group: room for those comes on top.
 SENTRY_BYTES: Final = 64 * MIB

@@ -41,9 +41,11 @@ LINKS: Final = 16
 EMPTY_ZIP: Final = b"PK\x05\x06" + bytes(18)
 PYTHONS: Final = re.compile(r"python3\.(\d+)")
 #: The agent imports a few dozen modules; these directories are what it cannot ask for.
-LEFT_OUT: Final = frozenset(
-    ["__phello__", "_pyrepl", "asyncio", "concurrent", "config", "curses", "dbm", "ensurepip", "email", "html", "http", "idlelib", "lib2to3", "logging", "multiprocessing", "pathlib", "pydoc_data", "sqlite3", "sysconfig", "test", "tkinter", "tomllib", "turtledemo", "unittest", "urllib", "venv", "wsgiref", "xml", "xmlrpc", "zipfile"]
-)
+LEFT_OUT: Final = frozenset({
+    "__phello__", "_pyrepl", "asyncio", "concurrent", "curses", "dbm", "ensurepip", "email", "html", "http", "idlelib",
+    "lib2to3", "logging", "multiprocessing", "pathlib", "pydoc_data", "sqlite3", "sysconfig", "test", "tkinter",
+    "tomllib", "turtledemo", "unittest", "urllib", "venv", "wsgiref", "xml", "xmlrpc", "zipfile",
+})  # fmt: skip
 #: Compiles what it is sent: length-prefixed (name, source) pairs in, length-prefixed compiled files out.
 _ALONE: Final = ("-I", "-S", "-B", "-c")
 _COMPILER: Final = """
@@ -209,7 +211,9 @@ def _dynamic(data: bytes) -> tuple[str, list[str]]:
         raise OSError(0, "not an ELF file of this machine")
     offset, size, count = *struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54)
     headers = [struct.unpack_from("<IIQQQQQQ", data, offset + size * n) for n in range(count)]
-    loads = [(h[3], h[2], h[5]) for h in headers if h[0] == 1]  # virtual address, offset, size of each PT_LOAD
+    loads: list[tuple[int, int, int]] = [
+        (h[3], h[2], h[5]) for h in headers if h[0] == 1
+    ]  # virtual address, offset, size of each PT_LOAD
 
     def at(address: int) -> int:
         return next(start + address - low for low, start, length in loads if low <= address < low + length)
@@ -262,7 +266,7 @@ def _compiled(tree: Path, sources: dict[str, bytes]) -> dict[str, bytes]:
     words = [f"/.ringfence/code/ringfence/guest/{name}".encode() for name in sources]
     sent = b"".join(_sized(word) + _sized(source) for word, source in zip(words, sources.values(), strict=True))
     # The state directory may be closed to nobody, and the template's Python need not see it: ours are all it sees.
-    jailed = ["chroot", f"--userspec={NOBODY}:{NOBODY}", "--groups=", tree.parent]
+    jailed = ["chroot", f"--userspec={NOBODY}:{NOBODY}", "--groups=", str(tree.parent)]
     here = f"/{tree.name}"
     done = subprocess.run(
         [*jailed, f"{here}/lib/ld.so", "--library-path", f"{here}/lib", f"{here}/bin/python3", *_ALONE, _COMPILER],

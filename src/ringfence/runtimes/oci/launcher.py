@@ -11,6 +11,7 @@ into its container (CVE-2024-21626) would lead to that root and not to the host'
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -64,7 +65,7 @@ def read_only(place: str) -> sc.Call:
     """Make a mount and all below it read-only, nosuid and nodev, in one call (Linux 5.12)."""
     attributes = sc.buffer(_READ_ONLY.to_bytes(8, "little") + bytes(24))
     path = sc.call("chdir", place.encode())  # for its buffer: the address of the path
-    args = (_AT_FDCWD, path.args[0], _AT_RECURSIVE, sc.ctypes.addressof(attributes), 32)
+    args = (_AT_FDCWD, path.args[0], _AT_RECURSIVE, ctypes.addressof(attributes), 32)
     return sc.Call(f"make {place} read-only", _MOUNT_SETATTR, args, -1, (path, attributes))
 
 
@@ -136,9 +137,8 @@ def build(config: dict[str, Any]) -> str:
     template = os.open(config["template_root"], os.O_PATH | os.O_DIRECTORY)
     config["template_root"] = f"/proc/self/fd/{template}"
     sc.do(sc.mount("tmpfs", WORK, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755"))
-    for name in ("proc", "bundle", "state"):
+    for name in ("proc", "bundle", "state", "tmp"):
         os.mkdir(f"{WORK}/{name}")
-    os.mkdir(f"{WORK}/tmp")
     programs(WORK)
     kernel_files(WORK, groups=config["groups"])
     files(WORK, config)

@@ -26,6 +26,7 @@ from ringfence.guest import syscalls as sc
 from ringfence.guest.boot import GVISOR, PLAIN
 from ringfence.guest.plan import Plan, plan_to
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
+from ringfence.runtimes.jail import walk
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.oci import bundle, fences
@@ -38,23 +39,10 @@ READY_SECONDS: Final = 60.0  # a template's imports on a cold page cache take se
 GONE_SECONDS: Final = 30.0
 THREADS: Final = 8
 LOG_BYTES: Final = 8192  # of what the tool says, its last words
-GOVERN_AFTER: Final = 0.05
+GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
+DATA_SPARE: Final = 64 * 1024 * 1024  # what a template's imports hold already when the limit is set
 _PIECE: Final = 65536
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Boxed:
-    """One live sandbox of this runtime."""
-
-    id: str
-    channel: socket.socket
-    layers: tuple[str, ...]
-    pid: int  # of its agent or, under gVisor, of the tool: who is to be looked at from outside
-    pidfd: int  # of the tool, process 1 of the outer namespace: with it goes everything
-    tool_pid: int
-    slot: int
-    beside: tuple[int, int, int] | None = None  # a lone run has an agent here like any other
 
 
 class Log:
@@ -86,9 +74,28 @@ class Log:
         """Nobody is interested any more."""
         self._loop.remove_reader(self.reader)
         os.close(self.reader)
+        self.close_writer()
+
+    def close_writer(self) -> None:
+        """The tool has its own copy now."""
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1
+
+
+@dataclass(slots=True)
+class Boxed:
+    """One live sandbox of this runtime."""
+
+    id: str
+    channel: socket.socket
+    layers: tuple[str, ...]
+    pid: int  # of its agent or, under gVisor, of the tool: who is to be looked at from outside
+    pidfd: int  # of the tool, process 1 of the outer namespace: with it goes everything
+    tool_pid: int
+    slot: int
+    log: Log  # read for as long as the tool lives: one that cannot write its log is killed by that
+    beside: tuple[int, int, int] | None = None  # a lone run has an agent here like any other
 
 
 @dataclass(eq=False)
@@ -156,6 +163,7 @@ class Oci:
         half = bundle.SLOTS // 2
         first = half if self._kernel == GVISOR else 0
         self._slots = collections.deque(range(first, first + half))
+        self._slots.rotate(int.from_bytes(os.urandom(2)))  # two nodes on one host hardly ever share one
         self._live: dict[str, Boxed] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
@@ -198,9 +206,8 @@ class Oci:
             if isinstance(error, TimeoutError | OSError | RingfenceError):
                 raise _explained(error, words) from error
             raise
-        launch.log.close()
         agent = launch.pid if self._kernel == GVISOR else _child_of(launch.pid)
-        boxed = Boxed(spec.id, host, layers, agent, launch.pidfd, launch.pid, launch.slot)
+        boxed = Boxed(spec.id, host, layers, agent, launch.pidfd, launch.pid, launch.slot, launch.log)
         self._live[spec.id] = boxed
         return boxed
 
@@ -215,8 +222,7 @@ class Oci:
         pid = await asyncio.wait_for(self._report(launch), REPORT_SECONDS)
         launch.pid, launch.pidfd = pid, os.pidfd_open(pid)
         launch.close_ends()
-        os.close(launch.log.writer)
-        launch.log.writer = -1
+        launch.log.close_writer()
         await self._loop.sock_sendall(launch.host, runner.encode_order(self._orders(spec)))
         return await asyncio.wait_for(self._ready(launch.host), READY_SECONDS)
 
@@ -255,7 +261,7 @@ class Oci:
             processes=limits.processes,
             open_files=limits.open_files,
             cpu_seconds=limits.cpu_seconds,
-            data_bytes=0,
+            data_bytes=0 if "memory" in self._groups.enforces else limits.memory_bytes + DATA_SPARE,
             warm_runner=spec.one_shot,
             exec_runner=spec.template.image is not None or spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
@@ -347,6 +353,7 @@ class Oci:
             return
         boxed.channel.close()
         await _gone(boxed.tool_pid, boxed.pidfd)
+        boxed.log.close()
         await self._remove_group(sandbox_id)
         self._slots.append(boxed.slot)
 
@@ -368,11 +375,16 @@ class Oci:
 
     def evidence(self, sandbox_id: str) -> GroupUsage:
         """The few counters an answer needs, read cheaply."""
+        if not self._groups.enforces:
+            return self.usage(sandbox_id)
         seen = self._groups.evidence(sandbox_id)
         return GroupUsage(cpu_seconds=seen.cpu_seconds, memory_peak_bytes=seen.memory_peak, oom_kills=seen.oom_kills)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
-        """The group's counters: gVisor's own kernel and the tool are in them too."""
+        """The group's counters where there is one: gVisor's own kernel and the tool are in them too."""
+        if not self._groups.enforces:
+            boxed = self._live.get(sandbox_id)
+            return walk.usage_of(boxed.tool_pid) if boxed is not None else GroupUsage()
         seen = self._groups.usage(sandbox_id)
         return GroupUsage(
             cpu_seconds=seen.cpu_seconds,
@@ -406,16 +418,23 @@ class Oci:
 
 def _spawn(launch: Launch) -> int:
     """Start the launcher from this thread: its parent-death signal is this thread's, which lives as long as we do."""
+    # Pipes all three, never a device or a file: tools give their standard streams to the container's root, and crun
+    # gave away the host's own /dev/null (CVE-2026-88265).
+    empty, writer = os.pipe2(os.O_CLOEXEC)
+    os.close(writer)
     actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, empty, 0),
+        (os.POSIX_SPAWN_DUP2, launch.log.writer, 1),
         (os.POSIX_SPAWN_DUP2, launch.log.writer, 2),
         (os.POSIX_SPAWN_DUP2, launch.guest.fileno(), 3),
         (os.POSIX_SPAWN_DUP2, launch.config[0], 4),
         (os.POSIX_SPAWN_DUP2, launch.report[1], 5),
     ]
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
-    return os.posix_spawn(sys.executable, [sys.executable, "-B", "-S", "-m", LAUNCHER], env, file_actions=actions)
+    try:
+        return os.posix_spawn(sys.executable, [sys.executable, "-B", "-S", "-m", LAUNCHER], env, file_actions=actions)
+    finally:
+        os.close(empty)
 
 
 def _child_of(tool: int) -> int:
@@ -440,9 +459,9 @@ def _explained(error: Exception, words: str) -> SandboxRefused:
     return SandboxRefused(f"the sandbox did not become ready: {error or type(error).__name__}{said}", code="not_ready")
 
 
-def _reap(pid: int) -> None:
+def _reap(pid: int, options: int = 0) -> None:
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        os.waitpid(pid, options)
 
 
 async def _gone(pid: int, pidfd: int) -> None:
@@ -455,8 +474,7 @@ async def _gone(pid: int, pidfd: int) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), GONE_SECONDS)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+        _reap(pid, os.WNOHANG)
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
