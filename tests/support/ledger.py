@@ -101,7 +101,7 @@ def groups_of(instance: str) -> set[str]:
     for root in group_roots():
         for folder, names, _ in os.walk(root):
             if os.path.basename(folder) == "ringfence":
-                names[:] = [name for name in names if name == instance]
+                names[:] = [name for name in names if name == instance or name.startswith(f"{instance}-")]
             if f"/ringfence/{instance}" in folder:
                 found.add(folder)
     return found

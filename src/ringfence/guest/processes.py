@@ -42,7 +42,7 @@ def doomed(pid: int) -> bool:
             pending = [line.split()[1] for line in file if line.startswith(("SigPnd:", "ShdPnd:"))]
     except OSError:
         return True
-    return len(pending) < 2 or any(int(mask, 16) for mask in pending)
+    return any(int(mask, 16) for mask in pending)  # gVisor has no such lines, and answers for the dead alone
 
 
 def kill(pid: int, number: int, privileged: bool) -> None:
