@@ -61,6 +61,7 @@ class ServerSettings(Settings, frozen=True):
     port: Port = DEFAULT_PORT
     allowed_hosts: list[str] = []
     runtimes: list[str] = []
+    image_registries: list[str] = []  # at private addresses: HOST[:PORT], with http:// before one without TLS
     user: str = "ringfence"
     wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
     collected_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * MIB)] = 10 * MIB
@@ -112,7 +113,7 @@ _ELSEWHERE: Final = frozenset({"CONFIG", "CLIENT_CONFIG"})
 _KNOWN: Final = (
     frozenset(name.upper() for kind in (ServerSettings, ClientSettings) for name in kind.__struct_fields__) | _ELSEWHERE
 )
-_LISTS: Final = frozenset({"allowed_hosts", "runtimes"})
+_LISTS: Final = frozenset({"allowed_hosts", "runtimes", "image_registries"})
 _TEXT: Final = frozenset({"state", "templates", "host", "user", "url", "key"})
 
 

@@ -173,6 +173,14 @@ def test_what_the_zygote_holds_is_immortal_and_nothing_else_is(node: Node) -> No
     assert run(node, IMMORTAL).said["text"] == expected
 
 
+def test_the_interpreter_has_the_flags_of_an_ordinary_one(node: Node) -> None:
+    """A program that starts interpreters of its own, as multiprocessing does, starts ordinary ones."""
+    asked = "import sys; print(sys.flags, sys.orig_argv[0])"
+    code = f"import subprocess, sys\n{asked}\nsys.stdout.flush()\nsubprocess.run(['python3', '-c', {asked!r}])"
+    mine, plain = run(node, code).said["text"].splitlines()
+    assert mine == plain
+
+
 def test_nothing_of_lone_runs_is_left(node: Node) -> None:
     """Descriptors and sandboxes are as many as before, fifty runs later."""
     run(node, "print(1)")

@@ -126,16 +126,16 @@ def create(screen: Screen, name: str, state: str | None, *, rebuild: bool, **opt
     Jobs without rights fetch and unpack it. Devices, set-id bits and capabilities are left out; an image that plays
     tricks with links, names or sizes is refused.
     """
-    access = _access(options)
+    access = _access(options, config.read_server(state=state).image_registries)
     reference.parse(options["image"], access.allowed)
     fields = {"name": name, "image": options["image"], "description": options["description"]}
     template = template_from({**fields, "runtime": options["isolation"]})
     _build(screen, template, _directory(state), rebuild=rebuild, access=access)
 
 
-def _access(options: dict[str, Any]) -> reach.Access:
+def _access(options: dict[str, Any], settled: list[str]) -> reach.Access:
     """What the options say of the registry. No secret is ever a word on a command line."""
-    allow, mirror = reach.checked_allow(options["allow"]), reach.checked_mirror(options["mirror"])
+    allow, mirror = reach.checked_allow((*settled, *options["allow"])), reach.checked_mirror(options["mirror"])
     auth = reach.read_auth(options["auth_file"]) if options["auth_file"] else {}
     if options["password_stdin"] != bool(options["username"]):
         raise click.UsageError("--username and --password-stdin go together")

@@ -245,6 +245,8 @@ _GUEST: Final[dict[str, tuple[type[errors.RingfenceError], str]]] = {
     "io": (errors.Conflict, "the sandbox's file system or the port answered with an error"),
     "not_running": (errors.Conflict, "the process has ended"),
     "busy": (errors.Conflict, "wait for the other use to end"),
+    "no_python": (errors.BadRequest, "give argv or shell, or use an image with Python"),
+    "no_shell": (errors.BadRequest, "give argv, or use an image with a shell"),
 }
 
 

@@ -81,6 +81,7 @@ class Agent:
         self.programs: dict[int, processes.Process] = {}
         self.spare: Spare | None = None
         self.runs = 0
+        self.base = HOME  # where programs start when nothing else is said
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Agent:
         if not all(isinstance(part, str) and "\0" not in part for part in argv):
             raise BadAsk("bad_request", "argv must be strings without NUL")
         uid, gid = self._user(request)
-        env, cwd = self._env(request, uid), cwd_of(request)
+        env, cwd = self._env(request, uid), cwd_of(request, self.base)
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
         pid = sc.fork(self.tid_address)
         if pid == 0:
@@ -127,7 +128,7 @@ class Agent:
 
     def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
         """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
-        order = order_of(request, self._free_name())
+        order = order_of(request, self._free_name(), self.base)
         plain = not request.get("pty") and not request.get("stdin") and request.get("user") in {None, "", "user"}
         spare = (self._take_spare() if plain else None) or self._fork_runner(request)
         self.runs += 1

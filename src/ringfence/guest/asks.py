@@ -24,9 +24,9 @@ def env_of(request: dict[str, Any]) -> dict[str, str]:
     return dict(wanted)
 
 
-def cwd_of(request: dict[str, Any]) -> str:
-    """The directory a program starts in. Raises BadAsk."""
-    cwd = os.path.join(HOME, request.get("cwd") or "")
+def cwd_of(request: dict[str, Any], base: str = HOME) -> str:
+    """The directory a program starts in; what is relative starts at `base`. Raises BadAsk."""
+    cwd = os.path.join(base, request.get("cwd") or "")
     if "\0" in cwd or cwd.startswith(("/proc", "/dev", "/sys")):
         raise BadAsk("bad_request", "cwd must be an ordinary directory")  # CVE-2024-21626
     if not os.path.isdir(cwd):
@@ -34,7 +34,7 @@ def cwd_of(request: dict[str, Any]) -> str:
     return cwd
 
 
-def order_of(request: dict[str, Any], free_name: str) -> dict[str, Any]:
+def order_of(request: dict[str, Any], free_name: str, base: str = HOME) -> dict[str, Any]:
     """What the interpreter needs to know to run source code. Raises BadAsk."""
     code, filename = request["code"], request.get("filename") or free_name
     if not isinstance(code, str) or not isinstance(filename, str):
@@ -44,5 +44,5 @@ def order_of(request: dict[str, Any], free_name: str) -> dict[str, Any]:
         "filename": os.path.join(HOME, filename),
         "argv": [str(a) for a in request.get("argv") or []],
         "env": env_of(request),
-        "cwd": cwd_of(request),
+        "cwd": cwd_of(request, base),
     }

@@ -52,6 +52,7 @@ class Orders:
         self.env: dict[str, str] = fields["env"]
         self.python: str = fields["python"]  # where `run` finds its interpreter; empty when there is none
         self.own: bool = fields["own"]  # whether we run on that same interpreter, and so may fork it
+        self.workdir: str = fields["workdir"]  # where programs start when nothing else is said
         self.user: str = fields["user"]  # as an image names it; empty: the usual one
 
 
@@ -352,6 +353,7 @@ class Guest(agent.Agent):
         self.orders = orders
         self.ids = ids
         super().__init__(orders.plan, CHANNEL_FD, reseeders, fresh, sc.thread_id_address())
+        self.base = orders.workdir
 
     def _user(self, request: dict[str, Any]) -> tuple[int, int]:
         """The image's own user unless another is named; digits name anybody."""
@@ -406,6 +408,7 @@ def _own_imports(orders: Orders) -> list[reseed.Reseeder]:
     if not orders.own:
         return []
     site.main()
+    runner.SEARCH[:] = sys.path  # what it saw when it was imported was ours; this is the template's
     hooks = record_fork_hooks()
     for module in orders.preload:
         importlib.import_module(module)

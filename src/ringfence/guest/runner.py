@@ -55,7 +55,7 @@ def _text(fd: int, mode: str, **options: Any) -> Any:
     return stream
 
 
-SEARCH: Final = [place for place in sys.path if not place.startswith("/run/ringfence")]
+SEARCH: Final = [place for place in sys.path if place and not place.startswith("/run/ringfence")]
 _OURS: Final = read_order.__code__.co_filename
 
 

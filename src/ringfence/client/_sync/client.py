@@ -64,8 +64,9 @@ class Client:
         idempotency_key: str | None = None,
         **options: Unpack[RunOptions],
     ) -> RunResult:
-        """Run one program in a fresh sandbox and return how it ended; give exactly one of code, argv, shell.
+        """Run one program in a fresh sandbox and return how it ended; give one of code, argv, shell.
 
+        None of them, with a template made from an image, runs what the image says, with `args` behind it.
         The program's fate is a value, `result.exit.how`. Raises what the server refuses, its own faults, Unreachable
         and DeadlineExceeded. A callback gets each piece of text as it is written.
         """

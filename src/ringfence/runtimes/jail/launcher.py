@@ -30,9 +30,8 @@ BOOT: Final = f"{_PATH}; from ringfence.guest.zygote import main; main()"
 PYTHON: Final = "/usr/bin/python3"
 # Twice: compiling our modules leaves a heap full of holes, a third of it, that every fork would copy the tables of.
 # The first run only leaves the compiled files, the second finds them.
-COMPILE: Final = (
-    f"{_PATH}; import os, ringfence.guest.zygote; os.execv({PYTHON!r}, ['python3', '-I', '-B', '-c', {BOOT!r}])"
-)
+# No -I and no -B: programs see sys.flags, and pass them on to interpreters they start. The variables here are ours.
+COMPILE: Final = f"{_PATH}; import os, ringfence.guest.zygote; os.execv({PYTHON!r}, ['python3', '-c', {BOOT!r}])"
 _READ_ONLY: Final = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
 _QUIET: Final = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 

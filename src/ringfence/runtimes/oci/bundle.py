@@ -6,7 +6,7 @@ or a request wants reaches the guest through its channel, and is obeyed there, b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ringfence.domain.limits import MIB, Limits
@@ -27,6 +27,8 @@ SETUP_CAPABILITIES: Final = (
     "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE",
 )  # fmt: skip
 NAMESPACES: Final = ("user", "pid", "mount", "network", "ipc", "uts", "cgroup")
+#: runc stays, to wait for what it made: a handful of threads.
+TOOL_THREADS: Final = 16
 #: gVisor's kernel serves programs from its own memory and threads, in the same group: room for those comes on top.
 SENTRY_BYTES: Final = 64 * MIB
 SENTRY_THREADS: Final = 96
@@ -140,12 +142,16 @@ def environment(template: Template) -> dict[str, str]:
 
 
 def group_limits(limits: Limits, kernel: str) -> Limits:
-    """The limits of the group outside: gVisor's own kernel and the files it keeps in memory are in there too."""
+    """The limits of the group outside.
+
+    The tool's threads are in there too: what is exact for programs is RLIMIT_NPROC, inside. Under gVisor so are its
+    own kernel and the files it keeps in memory.
+    """
     if kernel != GVISOR:
-        return limits
-    return Limits(
+        return replace(limits, processes=limits.processes + TOOL_THREADS)
+    return replace(
+        limits,
         memory_bytes=limits.memory_bytes + limits.scratch_bytes + SENTRY_BYTES,
-        cpus=limits.cpus,
         processes=limits.processes * HOST_THREADS_EACH + SENTRY_THREADS,
     )
 

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ringfence.domain.errors import RingfenceError, SandboxRefused
@@ -24,7 +24,7 @@ from ringfence.domain.template import ZygoteMode
 from ringfence.guest import frames, runner
 from ringfence.guest import syscalls as sc
 from ringfence.guest.boot import GVISOR, PLAIN
-from ringfence.guest.plan import Plan, plan_to
+from ringfence.guest.plan import HOME, Plan, plan_to
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.jail import walk
 from ringfence.runtimes.jail.cgroups.base import Groups
@@ -106,18 +106,32 @@ class Launch:
     log: Log
     host: socket.socket
     guest: socket.socket
-    config: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC))
-    report: tuple[int, int] = field(default_factory=lambda: os.pipe2(os.O_CLOEXEC))
+    config: tuple[int, int]
+    report: tuple[int, int]
     launcher: int = 0
     pid: int = 0
     pidfd: int = -1
 
+    @classmethod
+    def begin(cls, slot: int) -> Launch:
+        """All descriptors that a start needs, or none. Raises OSError."""
+        with contextlib.ExitStack() as made:
+            host, guest = socket.socketpair()
+            made.callback(host.close)
+            made.callback(guest.close)
+            host.setblocking(False)
+            pipes = []
+            for _ in range(2):
+                pipes.append(os.pipe2(os.O_CLOEXEC))
+                made.callback(_close, pipes[-1])
+            launch = cls(slot, Log(), host, guest, *pipes)
+            made.pop_all()
+            return launch
+
     def close_ends(self) -> None:
         """Close all that only the start needed."""
         self.guest.close()
-        for fd in (*self.config, *self.report):
-            if fd >= 0:
-                os.close(fd)
+        _close((*self.config, *self.report))
         self.config = self.report = (-1, -1)
 
     def take_config(self) -> int:
@@ -194,20 +208,24 @@ class Oci:
         if not self._slots:
             raise SandboxRefused("every uid range of this runtime is in use", code="no_uid_range")
         carried = await self._in_thread(self._carried.tree)
-        host, guest = socket.socketpair()
-        host.setblocking(False)
-        launch = Launch(self._slots.popleft(), Log(), host, guest)
+        try:
+            launch = Launch.begin(self._slots[0])
+        except OSError as error:
+            raise SandboxRefused(f"no descriptors for another sandbox: {error}", code="no_descriptors") from error
+        self._slots.popleft()
         try:
             layers = await self._launch(spec, launch, str(carried))
         except BaseException as error:
-            words = launch.log.words()
-            host.close()
+            words, killed = launch.log.words(), self.evidence(spec.id).oom_kills
+            launch.host.close()
             await self._clear(spec.id, launch)
+            if killed:
+                raise _too_small(spec) from error
             if isinstance(error, TimeoutError | OSError | RingfenceError):
                 raise _explained(error, words) from error
             raise
         agent = launch.pid if self._kernel == GVISOR else _child_of(launch.pid)
-        boxed = Boxed(spec.id, host, layers, agent, launch.pidfd, launch.pid, launch.slot, launch.log)
+        boxed = Boxed(spec.id, launch.host, layers, agent, launch.pidfd, launch.pid, launch.slot, launch.log)
         self._live[spec.id] = boxed
         return boxed
 
@@ -250,6 +268,7 @@ class Oci:
             "python": bundle.PYTHON if image is None else image.python,
             "own": image is None,
             "user": "" if image is None else image.user or "0:0",
+            "workdir": HOME if image is None else image.workdir,
         }
 
     def _plan(self, spec: StartSpec) -> Plan:
@@ -416,6 +435,12 @@ class Oci:
         return await self._loop.run_in_executor(self._threads, call)
 
 
+def _close(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        if fd >= 0:
+            os.close(fd)
+
+
 def _spawn(launch: Launch) -> int:
     """Start the launcher from this thread: its parent-death signal is this thread's, which lives as long as we do."""
     # Pipes all three, never a device or a file: tools give their standard streams to the container's root, and crun
@@ -457,6 +482,14 @@ def _explained(error: Exception, words: str) -> SandboxRefused:
     if isinstance(error, RingfenceError):
         return SandboxRefused(error.cause + said, code=error.code, remediation=error.remediation)
     return SandboxRefused(f"the sandbox did not become ready: {error or type(error).__name__}{said}", code="not_ready")
+
+
+def _too_small(spec: StartSpec) -> SandboxRefused:
+    return SandboxRefused(
+        f"{spec.limits.memory_bytes // 1024**2} MiB of memory are too little to start template {spec.template.name} in",
+        code="memory_too_small",
+        remediation="ask for more memory_bytes, or for a template that imports less at its start",
+    )
 
 
 def _reap(pid: int, options: int = 0) -> None:

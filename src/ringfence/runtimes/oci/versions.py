@@ -30,7 +30,7 @@ class Tool:
 #: published advisories up to September 2026 ask for.
 TOOLS: Final = (
     Tool("runc", "container", (1, 1, 12), (1, 3, 7), "CVE-2024-21626: a leaked descriptor leads to the host's files"),
-    Tool("crun", "container", (1, 21), (1, 31), "CVE-2026-88264 and 88265: device paths that are links"),
+    Tool("crun", "container", (1, 8, 1), (1, 31), "what is older was never tried"),
     Tool("runsc", "gvisor", (20240729,), (20260925,), "the 2022 build has no systrap and does not run on new kernels"),
 )
 #: Distributions keep a number and repair what is behind it: (tool, what its version text must match, why it may pass).
