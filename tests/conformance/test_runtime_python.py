@@ -163,6 +163,14 @@ def test_killing_the_interpreter_that_waits(bench: Bench, host: Host) -> None:
         assert bytes(reply.out) == f"{turn}\n".encode()
 
 
+def test_a_file_that_nobody_closed_is_written_to_the_end(host: Host) -> None:
+    """What a program leaves open at its end is in the file afterwards, as with any interpreter."""
+    host.open("run", code="f = open('left-open', 'w')\nf.write('hello')").answer()
+    reply = host.open("exec", argv=["cat", "left-open"])
+    reply.answer()
+    assert bytes(reply.out) == b"hello"
+
+
 def test_a_large_program(host: Host) -> None:
     """Megabytes of source are no trouble."""
     reply = host.open("run", code="#" * 3_000_000 + "\nprint('reached')\n")

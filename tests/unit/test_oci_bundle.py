@@ -55,7 +55,8 @@ def test_no_field_that_runs_or_changes_anything_outside(kernel: str) -> None:
     assert config["linux"]["rootfsPropagation"] == "private"
     assert config["process"]["noNewPrivileges"] is True
     assert config["process"]["terminal"] is False
-    assert config["process"]["env"] == ["LC_ALL=C", f"TZ=:{HIDDEN}/none"]
+    assert config["process"]["env"] == ["LANG=C.UTF-8", f"PYTHONPATH={HIDDEN}/early"]
+    assert made(HOSTILE, kernel)["process"]["env"] == ["LC_ALL=C", f"TZ=:{HIDDEN}/none"]
     binds = [mount for mount in config["mounts"] if mount["type"] == "bind"]
     assert [(b["source"], b["destination"]) for b in binds] == [("/carried", HIDDEN)]
     assert {"rbind", "ro", "nosuid", "nodev"} == set(binds[0]["options"])
@@ -117,8 +118,8 @@ def test_the_agent_runs_on_what_is_there() -> None:
     assert bundle.interpreter(HOSTILE)[0].startswith(HIDDEN)
     args = made(HOSTILE)["process"]["args"]
     assert args[: len(bundle.interpreter(HOSTILE))] == bundle.interpreter(HOSTILE)
-    assert "-I" in made()["process"]["args"]
-    assert "-S" in made()["process"]["args"], "import hooks of a template run behind the fences only"
+    assert {"-I", "-S"} <= set(args), "nothing of an image is imported by our agent"
+    assert made()["process"]["args"][:2] == ["/usr/bin/python3", "-c"], "programs see an ordinary interpreter's flags"
 
 
 def test_an_environment_is_ours_then_the_images_then_the_templates() -> None:
@@ -128,10 +129,10 @@ def test_an_environment_is_ours_then_the_images_then_the_templates() -> None:
     assert (env["A"], env["LANG"], env["HOME"]) == ("template", "C", "/home/user")
 
 
-def test_gvisors_own_needs_come_on_top() -> None:
-    """A limit asked for is the programs'; gVisor's kernel, its threads and its files have room beside it."""
+def test_a_tools_own_needs_come_on_top() -> None:
+    """A limit asked for is the programs'; the tool's threads, gVisor's kernel and its files have room beside it."""
     limits = Limits(memory_bytes=64 * MIB, scratch_bytes=32 * MIB, processes=10, cpus=1.5)
-    assert bundle.group_limits(limits, PLAIN) == limits
+    assert bundle.group_limits(limits, PLAIN) == replace(limits, processes=10 + bundle.TOOL_THREADS)
     wider = bundle.group_limits(limits, GVISOR)
     assert wider.memory_bytes == 96 * MIB + bundle.SENTRY_BYTES
     assert wider.processes > 10

@@ -84,7 +84,7 @@ def test_it_runs_where_nothing_else_is(tmp_path: Path) -> None:
         "print(b.__cached__)"
     )
     words = [part.replace(HIDDEN, str(tree)) for part in bundle.interpreter(Template(name="t", image=Image("x", "y")))]
-    command = [*words, "-I", "-S", "-B", "-X", "utf8", "-c", code]
+    command = [*words, "-c", code]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={"LC_ALL": "C"}, cwd="/", check=False
     )

@@ -11,13 +11,14 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ringfence.domain.errors import SandboxRefused
+from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.sandbox import new_id
 from ringfence.domain.template import Image, Template
 from ringfence.guest.boot import GVISOR, PLAIN, layers_of
@@ -28,6 +29,7 @@ from ringfence.runtimes.oci import bundle, carried, runtime
 from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.runtime import Boxed, Oci
 from ringfence.runtimes.oci.versions import TOOLS, Found, choose, installed
+from ringfence.templates.catalog import Catalog
 from tests.support import ledger
 from tests.support.guestharness import Host
 from tests.support.loops import LoopThread
@@ -53,10 +55,12 @@ class Bench:
         boxed.channel.setblocking(True)
         return boxed, Host(boxed.channel)
 
-    def spec(self, template: Template | None = None, root: Path | None = None, **fields: Any) -> StartSpec:
+    def spec(
+        self, template: Template | None = None, root: Path | None = None, limits: Limits = SMALL, **fields: Any
+    ) -> StartSpec:
         """An order for one."""
         base, base_root, digest = self.subject.template()
-        return StartSpec(new_id("s"), "tenant-a", template or base, root or base_root, digest, SMALL, **fields)
+        return StartSpec(new_id("s"), "tenant-a", template or base, root or base_root, digest, limits, **fields)
 
     def left(self) -> set[str]:
         """What the runtime still sees."""
@@ -151,7 +155,7 @@ def test_an_image_without_python_serves_all_but_run(bench: Bench, tmp_path: Path
         assert say(host, "id", "-u") == "0\n"
         assert "GREETING=hello\n" in say(host, "env")
         host.put("file", b"content")
-        assert say(host, "cat", "file") == "content"
+        assert say(host, "cat", "/home/user/file") == "content"
         refusal = host.open("run", code="print(1)").answer()["error"]
         assert refusal["code"] == "no_python"
         assert "no Python" in refusal["cause"]
@@ -199,6 +203,26 @@ def test_an_image_with_python_runs_code_on_it(bench: Bench) -> None:
         assert reply.out.decode() == "/usr/bin/python3 image False\n"
         assert b"ZeroDivisionError" in reply.err
         assert b"ringfence" not in reply.err
+
+
+def test_a_templates_import_hooks_run_behind_the_fences(bench: Bench, tmp_path: Path) -> None:
+    """What a template's packages do when an interpreter starts is done by the sandbox's user, under the filter."""
+    _, base, _ = bench.subject.template()
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-a", "--reflink=auto", base, root], check=True)
+    hook = (
+        "import os; seen = [l for l in open('/proc/self/status') if l.startswith(('Uid', 'CapEff', 'Seccomp:'))]; "
+        "open('/tmp/hook', 'a').write(''.join(seen))\n"
+    )
+    (root / "usr/lib/python3/dist-packages/hook.pth").write_text(hook)
+    _, host = bench.start(Template(name="hooked"), root)
+    told = host.get("/tmp/hook").decode().split()
+    assert told[:5] == ["Uid:", told[1], "1000", *told[3:5]]
+    assert "0000000000000000" in told
+    assert told[told.index("Seccomp:") + 1] == "2"
+    flags = host.open("run", code="import sys, site; print(sys.flags.isolated, sys.flags.no_site, sys.path[0])")
+    flags.answer(30)
+    assert flags.out.decode() == "0 0 /home/user\n"
 
 
 def hostile_root(place: Path) -> Path:
@@ -282,6 +306,32 @@ def test_any_layer_that_fails_refuses_the_sandbox(opener: Opener, subject: Subje
         assert not bench.left()
 
 
+def test_a_layer_left_out_is_out(opener: Opener, subject: Subject) -> None:
+    """Tests can take each layer away, to show that it is needed: the sandbox then says that it has it not."""
+    layers = set(layers_of(KERNELS[subject.name])) - {"closed_descriptors", "scratch", "unseen_agent", "uid_range"}
+    for layer in (*sorted(layers), "time_namespace", "memory_limit", "pids_limit"):
+        bench = opener(without=frozenset({layer}))
+        boxed, host = bench.start()
+        assert layer not in boxed.layers
+        assert host.ask("ping") == {}
+        reply = host.open("run", code="print(6 * 7)")
+        assert reply.answer(30)["exit"]["code"] == 0, (layer, bytes(reply.err))
+        bench.thread.do(bench.runtime.stop(boxed.id))
+
+
+def test_the_smallest_limits_do_or_say_why_not(bench: Bench) -> None:
+    """The least that may be asked for starts and serves, or is refused for what it is: too little."""
+    least = Limits(memory_bytes=16 * MIB, cpus=0.5, processes=2, scratch_bytes=1 * MIB, scratch_files=64, open_files=32)
+    _, host = bench.start(limits=replace(least, memory_bytes=64 * MIB), one_shot=False)
+    assert say(host, "id", "-u") == "1000\n"
+    if bench.subject.name == "container":
+        built = Catalog(TEMPLATES).read("python")
+        with pytest.raises(SandboxRefused) as refusal:
+            bench.start(built.template, built.root, limits=least)
+        assert refusal.value.code == "memory_too_small"
+        assert "16 MiB" in refusal.value.cause
+
+
 def tool_like(tmp_path: Path, subject: Subject, script: str) -> Found:
     """A tool that is none."""
     tool = next(each for each in TOOLS if each.isolation == subject.name)
@@ -293,7 +343,7 @@ def tool_like(tmp_path: Path, subject: Subject, script: str) -> Found:
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("echo no such luck >&2; exit 1", "no such luck"), ("exec /nowhere", "nowhere"), ("exit 0", "died|ready")],
+    [("echo no such luck >&2; exit 1", "no such luck"), ("exec /nowhere", "nowhere"), ("exit 0", r"died|ready")],
 )
 def test_a_tool_that_fails_is_quoted(opener: Opener, subject: Subject, tmp_path: Path, script: str, said: str) -> None:
     """What the tool said is in the refusal; the start does not hang, and nothing is left."""
@@ -444,6 +494,28 @@ def test_when_every_range_is_taken_it_is_said(opener: Opener) -> None:
     with pytest.raises(SandboxRefused) as refusal:
         bench.start()
     assert refusal.value.code == "no_uid_range"
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_without_descriptors_it_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch, turn: int) -> None:
+    """When the node runs out of descriptors in the middle, the start is refused and those it had are given back."""
+    bench.runtime._carried.tree()
+    real, made = os.pipe2, []
+
+    def scarce(flags: int) -> tuple[int, int]:
+        made.append(flags)
+        if len(made) > turn:
+            raise OSError(24, "Too many open files")
+        return real(flags)
+
+    bench.start()  # opens what stays open: threads, governors
+    before = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe2", scarce)
+        with pytest.raises(SandboxRefused, match=r"descriptors|ready|open files"):
+            bench.start()
+    assert set(os.listdir("/proc/self/fd")) == before
+    bench.start()
 
 
 def test_numbers_outside_are_the_slots(bench: Bench) -> None:

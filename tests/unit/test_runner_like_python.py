@@ -22,6 +22,12 @@ from ringfence.guest import runner
 from tests.conformance.test_runtime_python import ROWS
 
 CORNERS = {
+    "a file nobody closes": "import os\nf = open('left-open', 'w')\nf.write('hello')\nif not os.fork():\n    os._exit(0)\nos.wait()",
+    "an object alive at the end": "class C:\n    def __del__(self):\n        print('gone')\nkept = C()\nprint('end')",
+    "a circle alive at the end": "class C:\n    def __del__(self):\n        print('gone')\nkept = C()\nkept.itself = kept\nprint('end')",
+    "a global used at the end": "word = 'still here'\nclass C:\n    def __del__(self):\n        print(word)\nkept = C()",
+    "an error at the very end": "class C:\n    def __del__(self):\n        1 / 0\nkept = C()",
+    "a module's own end": "import sys, types\nm = types.ModuleType('m')\nexec(\"class C:\\n    def __del__(self): print('m gone')\\nkept = C()\", m.__dict__)\nsys.modules['m'] = m\ndel m",
     "exit with a list": "import sys\nsys.exit([1, 'two'])",
     "exit by name": "exit(3)",
     "quit by name": "quit()",
@@ -75,6 +81,7 @@ EXCUSED = {
     "an encoding cookie changes nothing": "an order is text already: there is nothing left to decode",
     "a null byte": "the same refusal, but an interpreter words it by where the source came from",
     "recursion": "two frames of the runner's count toward the limit",
+    "an error at the very end": "the interpreter can no longer read the source to show the line; we still can",
     "exit in an exit handler": "an unraisable error without frames is shown with the innermost one, ours",
 }
 _ADDRESS = re.compile(r"0x[0-9a-f]+")

@@ -32,14 +32,17 @@ def doctor(screen: Screen, state: str | None) -> int:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[PROBE]...")
 @click.option("--list", "list_", is_flag=True, help="Name the probes and stop.")
-@click.option("--runtime", metavar="NAME", help="Attack this way to isolate (default: auto).")
+@click.option("--isolation", metavar="RUNTIME", help="Attack this way to isolate (default: auto).")
+@click.option("--all", "all_", is_flag=True, help="Attack every way to isolate that this machine has.")
+@click.option("--save", metavar="FILE", help="Write the table here too, as Markdown.")
 @click.option("--url", metavar="URL", help="Attack this server (default: one started for this).")
 @state_option
 @screen_options
 def attack(screen: Screen, **options: Any) -> int:
     """Attack this machine's sandboxes as a hostile program would, and report what held.
 
-    All probes when none is named. The exit code is 0 only when every one was contained.
+    All probes when none is named. The exit code is 0 only when every one was contained. "differs" means that a
+    runtime answers otherwise and no fence is missing; the reasons are told.
     """
     return _perform("ringfence.attack.command", screen, **options)
 

@@ -60,7 +60,7 @@ def run(shared: Shared, words: tuple[str, ...], code: str | None, shell: str | N
     output is ours, raw into a pipe and made safe for a terminal; its exit code is ours (see `ringfence --help`).
     With no server configured, one is started for this run alone.
     """
-    what = _program(words, code, shell)
+    what = _program(words, code, shell) if words or code or shell or not rest["template"] else {}  # an image says
     piped = words[:1] == ("-",) and not (code or shell)
     options = _options(rest, program.read_input(shared.screen, wanted=not piped and not rest["no_stdin"]))
     with _client(shared) as client:

@@ -15,7 +15,6 @@ import importlib
 import os
 import resource
 import signal
-import site
 import socket
 import sys
 from collections.abc import Callable
@@ -407,7 +406,8 @@ def _own_imports(orders: Orders) -> list[reseed.Reseeder]:
     """With the fences up: the template's own import hooks and preload list, then what a fork must renew."""
     if not orders.own:
         return []
-    site.main()
+    sys.modules.pop("site", None)  # ours did nothing (bundle.py); the template's own does what it does at import
+    importlib.import_module("site")
     runner.SEARCH[:] = sys.path  # what it saw when it was imported was ours; this is the template's
     hooks = record_fork_hooks()
     for module in orders.preload:
@@ -446,6 +446,7 @@ def serve(orders: Orders) -> None:
     scene = Scene(orders)
     set_up(scene, orders.kernel)
     sys.path[:] = [place for place in sys.path if not place.startswith(HIDDEN)] if orders.own else []
+    sys.path_importer_cache.clear()
     os.environ.clear()
     os.environ.update(orders.env)
     reseeders = _own_imports(orders)

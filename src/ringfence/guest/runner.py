@@ -130,13 +130,17 @@ def execute(order: dict[str, Any]) -> int:
         return 1
 
 
-def finish() -> None:
-    """What the interpreter does at its end: join threads, run exit handlers, flush."""
+def finish(before: frozenset[str]) -> None:
+    """What the interpreter does at its end: join threads, run exit handlers, let go of what was made, flush.
+
+    `before` names the modules that were there before the program was.
+    """
     for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             last()
         except BaseException:  # noqa: BLE001 - an exit handler may raise anything; the rest still run
             sys.excepthook(*sys.exc_info())
+    _let_go(before)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -148,10 +152,18 @@ def perform(order: dict[str, Any]) -> int:
     """Everything from an order to the exit code; what the program printed is out. Raises OSError for a bad cwd."""
     os.chdir(order["cwd"])
     os.environ.update(order.get("env", {}))
+    before = frozenset(sys.modules)
     gc.enable()
     code = execute(order)
-    finish()
+    finish(before)
     return code
+
+
+def _let_go(before: frozenset[str]) -> None:
+    """Take the program's own modules apart: a file that it never closed is written to the end only then."""
+    for name in [name for name in sys.modules if name == "__main__" or name not in before]:
+        del sys.modules[name]
+    gc.collect()  # a module whose functions know it is a circle
 
 
 def main(order_fd: int, report: mmap.mmap | None = None) -> None:
