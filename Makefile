@@ -2,6 +2,8 @@
 PYTHON := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
+# What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
+TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench fuzz test-cgroup-v2 clean
@@ -16,7 +18,7 @@ demo: setup  ## See it work: a data job, then a tour of attacks
 	@.venv/bin/ringfence demo $(ARGS)
 
 test:  ## Run all tests; ARGS="-k name" chooses
-	@tools/setup.sh strace
+	@tools/setup.sh $(TESTED_WITH)
 	@$(PYTHON) -m pytest $(ARGS)
 
 check: setup  ## Lint, format, types, architecture
@@ -26,7 +28,7 @@ check: setup  ## Lint, format, types, architecture
 	@$(PYTHON) -m pytest -q tests/test_architecture.py
 
 bench:  ## Measure this machine, beside bubblewrap and runc, into out/bench.*
-	@tools/setup.sh bubblewrap runc || tools/setup.sh
+	@tools/setup.sh bubblewrap runc runsc || tools/setup.sh
 	@.venv/bin/ringfence bench --save out/bench.json --plot out/bench.png $(ARGS)
 
 fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60
