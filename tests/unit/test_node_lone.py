@@ -181,6 +181,11 @@ def test_the_interpreter_has_the_flags_of_an_ordinary_one(node: Node) -> None:
     assert mine == plain
 
 
+def test_nothing_of_ours_is_in_the_modules_a_program_sees(node: Node) -> None:
+    """What the zygote put in place while it imported a template's packages is taken away again."""
+    assert run(node, "import os; print(os.register_at_fork)").said["text"] == "<built-in function register_at_fork>\n"
+
+
 def test_nothing_of_lone_runs_is_left(node: Node) -> None:
     """Descriptors and sandboxes are as many as before, fifty runs later."""
     run(node, "print(1)")

@@ -108,6 +108,7 @@ def opener(subject: Subject, tmp_path: Path) -> Iterator[Opener]:
         each.thread.do(each.runtime.close())
         each.thread.close()
     assert not ledger.settle(tmp_path, before)
+    assert not dead_children()
 
 
 @pytest.fixture
@@ -476,6 +477,25 @@ def test_a_start_that_is_given_up_leaves_nothing(bench: Bench, moment: float) ->
     bench.thread.do(cancelled())
     assert not bench.left()
     until(lambda: not members(ledger.instance_of(bench.state)))
+
+
+def test_nobody_is_left_unreaped(bench: Bench) -> None:
+    """A start leaves no dead helper behind, and a stop none of the tool."""
+    boxed, _ = bench.start()
+    assert not dead_children()
+    bench.thread.do(bench.runtime.stop(boxed.id))
+    assert not dead_children()
+
+
+def dead_children() -> list[int]:
+    """Our own children that nobody waited for."""
+    found = []
+    for pid in ledger.pids():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "Z" and int(fields[1]) == os.getpid():
+                found.append(pid)
+    return found
 
 
 def test_uid_ranges_come_back_last(bench: Bench) -> None:

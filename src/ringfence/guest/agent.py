@@ -7,6 +7,7 @@ were it taken over, the node would see wrong bytes from one sandbox.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import mmap
 import os
@@ -43,6 +44,28 @@ def _shell() -> str:
         if os.path.exists(path):
             return path
     raise BadAsk("no_shell", "this template has no shell; give the command as a list of arguments")
+
+
+def imported(modules: list[str]) -> list[reseed.Reseeder]:
+    """Import a template's preload list; returns what the modules want done in a child.
+
+    Our bare forks run it by hand, in the interpreter's fork only.
+    """
+    hooks: list[reseed.Reseeder] = []
+    register = os.register_at_fork
+
+    def recording(**wanted: Any) -> None:
+        register(**wanted)
+        if "after_in_child" in wanted:
+            hooks.append(wanted["after_in_child"])
+
+    os.register_at_fork = recording
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:
+        os.register_at_fork = register
+    return hooks
 
 
 class Spare:

@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 
@@ -206,7 +207,12 @@ def capabilities(ctx: steps.Context) -> steps.Calls:
 def rlimits(ctx: steps.Context) -> steps.Calls:
     """The jail's, less those that gVisor does not know."""
     calls = steps.rlimits(ctx)
-    return calls if _on_linux(ctx) else [call for call in calls if _known_to_gvisor(call)]
+    if _on_linux(ctx):
+        return calls
+    # gVisor counts a process for whoever forked it: our agent's own are not among the programs', and need no room.
+    most = sc.buffer(struct.pack("=QQ", ctx.plan.processes, ctx.plan.processes))
+    few = sc.call("prlimit64", 0, resource.RLIMIT_NPROC, most, 0, what="lower the number of processes")
+    return [*(call for call in calls if _known_to_gvisor(call)), few]
 
 
 def _known_to_gvisor(call: sc.Call) -> bool:
@@ -409,28 +415,12 @@ def _own_imports(orders: Orders) -> list[reseed.Reseeder]:
     sys.modules.pop("site", None)  # ours did nothing (bundle.py); the template's own does what it does at import
     importlib.import_module("site")
     runner.SEARCH[:] = sys.path  # what it saw when it was imported was ours; this is the template's
-    hooks = record_fork_hooks()
-    for module in orders.preload:
-        importlib.import_module(module)
+    hooks = agent.imported(orders.preload)
     runner.rehearse()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(f"preloading left {threads} threads running; a fork would lose them")
     return [*hooks, *reseed.find()]
-
-
-def record_fork_hooks() -> list[reseed.Reseeder]:
-    """What modules imported from now on want done in a child: our bare forks run it by hand."""
-    hooks: list[reseed.Reseeder] = []
-    register = os.register_at_fork
-
-    def recording(**wanted: Any) -> None:
-        register(**wanted)
-        if "after_in_child" in wanted:
-            hooks.append(wanted["after_in_child"])
-
-    os.register_at_fork = recording
-    return hooks
 
 
 def _fresh_argv(orders: Orders) -> list[str]:

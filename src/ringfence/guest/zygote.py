@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import gc
-import importlib
 import json
 import os
 import signal
@@ -68,9 +67,7 @@ class Zygote:
 
     def warm_up(self) -> None:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
-        hooks = _record_fork_hooks()
-        for module in self.preload:
-            importlib.import_module(module)
+        hooks = agent.imported(self.preload)
         self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
         runner.rehearse()
         threads = len(os.listdir("/proc/self/task"))
@@ -168,20 +165,6 @@ class Zygote:
     def agent_of(self, plan: Plan) -> Callable[[], agent.Agent]:
         """How to make the agent, once it is needed."""
         return lambda: agent.Agent(plan, CHANNEL_FD, self.reseeders, self.fresh, self.tid_address)
-
-
-def _record_fork_hooks() -> list[reseed.Reseeder]:
-    """What preloaded modules want done in a child: our bare forks run it by hand, in the interpreter's fork only."""
-    hooks: list[reseed.Reseeder] = []
-    register = os.register_at_fork
-
-    def recording(**wanted: Any) -> None:
-        register(**wanted)
-        if "after_in_child" in wanted:
-            hooks.append(wanted["after_in_child"])
-
-    os.register_at_fork = recording
-    return hooks
 
 
 def _complain(error: BaseException) -> None:

@@ -34,9 +34,15 @@ SENTRY_BYTES: Final = 64 * MIB
 SENTRY_THREADS: Final = 96
 #: A program of gVisor's is a process and some threads of the host's.
 HOST_THREADS_EACH: Final = 4
-_BOOT: Final = f"import sys; sys.path.insert(0, {HIDDEN + '/code'!r}); from ringfence.guest.boot import main; main()"
+_BOOT: Final = (
+    f"import sys; sys.path[:] = [{HIDDEN + '/code'!r}, *filter(None, sys.path)]; "
+    "from ringfence.guest.boot import main; main()"
+)
 #: Until the fences stand nothing of an image is read by the C library: no locale, no time zone, no converter.
-_BOOT_ENV: Final = ("LC_ALL=C", f"TZ=:{HIDDEN}/none")
+_CARRIED_ENV: Final = ("LC_ALL=C", f"TZ=:{HIDDEN}/none")
+#: A template's own interpreter has no flags: programs see sys.flags, and pass them on to interpreters they start. That
+#: none of its import hooks runs before the fences stand is for an empty site.py of ours that it finds first.
+_OWN_ENV: Final = ("LANG=C.UTF-8", f"PYTHONPATH={HIDDEN}/early")
 _QUIET: Final = ("nosuid", "noexec", "nodev")
 BASE_ENV: Final = {
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
@@ -90,8 +96,8 @@ def _process(template: Template, limits: Limits) -> dict[str, Any]:
     return {
         "terminal": False,
         "user": {"uid": 0, "gid": 0},
-        "args": [*interpreter(template), "-I", "-S", "-B", "-X", "utf8", "-c", _BOOT],
-        "env": list(_BOOT_ENV),
+        "args": [*interpreter(template), "-c", _BOOT],
+        "env": list(_OWN_ENV if template.image is None else _CARRIED_ENV),
         "cwd": "/",
         "capabilities": {kind: list(SETUP_CAPABILITIES) for kind in ("bounding", "effective", "permitted")},
         "noNewPrivileges": True,
@@ -107,7 +113,7 @@ def interpreter(template: Template) -> list[str]:
     if template.image is None:
         return [PYTHON]
     loader = [f"{HIDDEN}/lib/ld.so", "--inhibit-cache", "--library-path", f"{HIDDEN}/lib"]
-    return [*loader, f"{HIDDEN}/bin/python3"]
+    return [*loader, f"{HIDDEN}/bin/python3", "-I", "-S", "-B", "-X", "utf8"]
 
 
 def _mounts(kernel: str) -> list[dict[str, Any]]:

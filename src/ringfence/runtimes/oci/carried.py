@@ -3,6 +3,7 @@
 One read-only tree for all sandboxes, made once from the `base` template's Python, named by what it is made from:
 
     code/ringfence/guest/*.py    ours, with compiled files beside it for the interpreter below
+    early/site.py                empty, in place of a template's own until its fences stand
     bin/python3, lib/ld.so       the interpreter and the loader that is told where its libraries are
     lib/*.so, lib/python3.13/    its libraries and the part of the standard library that an agent could ever ask for
 
@@ -32,7 +33,7 @@ from ringfence.guest.plan import NOBODY
 from ringfence.runtimes.oci.versions import SEARCH
 from ringfence.templates.catalog import Built, Catalog
 
-FORMAT: Final = "3"  # changed whenever the same sources would make another tree
+FORMAT: Final = "4"  # changed whenever the same sources would make another tree
 GUEST: Final = Path(__file__).parent.parent.parent / "guest"
 SOURCE: Final = "base"  # the template whose Python is carried
 COMPILE_SECONDS: Final = 60.0
@@ -294,6 +295,11 @@ def _sized(data: bytes) -> bytes:
 def _write_code(package: Path, sources: dict[str, bytes], compiled: dict[str, bytes], tag: str) -> None:
     guest = package / "guest"
     (guest / "__pycache__").mkdir(parents=True)
+    early = package.parent.parent / "early"
+    early.mkdir()
+    (early / "site.py").write_text(
+        '"""Nothing, until the fences stand: then boot.py lets the template\'s own take over."""\n'
+    )
     (package / "__init__.py").touch()
     for name, source in sources.items():
         (guest / name).write_bytes(source)

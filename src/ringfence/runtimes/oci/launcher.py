@@ -54,6 +54,7 @@ FILES: Final = {
     "etc/group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
 }
+OOM_SCORE: Final = "500"  # when the host runs out of memory, sandboxes go before anything of the operator's
 _CLONE_PARENT: Final = 0x8000
 _MOUNT_SETATTR: Final = 442
 _AT_RECURSIVE: Final = 0x8000
@@ -150,6 +151,7 @@ def become_tool(root: str, command: list[str]) -> None:
     """In the child, process 1 of its namespace: enter the root, keep the channel and the log, exec."""
     sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     os.setsid()
+    Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     sc.do(sc.mount("proc", f"{root}/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC))
     sc.do(sc.pivot_into(root))
     os.set_inheritable(CHANNEL_FD, True)

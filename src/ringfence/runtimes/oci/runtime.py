@@ -120,11 +120,11 @@ class Launch:
             made.callback(host.close)
             made.callback(guest.close)
             host.setblocking(False)
-            pipes = []
-            for _ in range(2):
-                pipes.append(os.pipe2(os.O_CLOEXEC))
-                made.callback(_close, pipes[-1])
-            launch = cls(slot, Log(), host, guest, *pipes)
+            config = os.pipe2(os.O_CLOEXEC)
+            made.callback(_close, config)
+            report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            made.callback(_close, report)
+            launch = cls(slot, Log(), host, guest, config, report)
             made.pop_all()
             return launch
 
@@ -138,6 +138,14 @@ class Launch:
         """The writing end of the configuration; whoever takes it closes it."""
         writer, self.config = self.config[1], (self.config[0], -1)
         return writer
+
+    def told(self) -> int:
+        """The pid that the launcher told; 0 when it did not."""
+        data = b""
+        if self.report[0] >= 0:
+            with contextlib.suppress(BlockingIOError):
+                data = os.read(self.report[0], 64)
+        return int(data) if data.strip().isdigit() else 0
 
     def close_report(self) -> None:
         """Our own copy of what the launcher writes to, so that its end is noticed."""
@@ -239,6 +247,8 @@ class Oci:
         await self._in_thread(lambda: _write_all(writer, config))
         pid = await asyncio.wait_for(self._report(launch), REPORT_SECONDS)
         launch.pid, launch.pidfd = pid, os.pidfd_open(pid)
+        launcher, launch.launcher = launch.launcher, 0  # it has said its word, and is nobody's to kill any more
+        await self._in_thread(lambda: _reap(launcher))
         launch.close_ends()
         launch.log.close_writer()
         await self._loop.sock_sendall(launch.host, runner.encode_order(self._orders(spec)))
@@ -303,10 +313,16 @@ class Oci:
     async def _report(self, launch: Launch) -> int:
         """The tool's pid, from its launcher; what the launcher said instead is in the log."""
         launch.close_report()
-        data = await self._in_thread(lambda: os.read(launch.report[0], 64))
-        if not data.strip().isdigit():
+        told = asyncio.Event()
+        self._loop.add_reader(launch.report[0], told.set)
+        try:
+            await told.wait()
+        finally:
+            self._loop.remove_reader(launch.report[0])
+        pid = launch.told()
+        if not pid:
             raise SandboxRefused("the sandbox could not be launched", code="not_launched")
-        return int(data)
+        return pid
 
     async def _ready(self, host: socket.socket) -> tuple[str, ...]:
         parser = frames.Parser()
@@ -378,15 +394,20 @@ class Oci:
 
     async def _clear(self, sandbox_id: str, launch: Launch) -> None:
         """Take away what a failed start had made, from wherever it failed."""
-        launch.close_ends()
-        launch.log.close()
+        launch.guest.close()
         if launch.launcher > 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(launch.launcher, signal.SIGKILL)
             await self._in_thread(lambda: _reap(launch.launcher))
+        # The launcher may have died between making the tool and telling of it: then it is known by its group alone.
+        strays = [launch.told(), *await self._in_thread(lambda: self._groups.pids(sandbox_id))]
+        launch.close_ends()
+        launch.log.close()
         if launch.pidfd >= 0:
             await _gone(launch.pid, launch.pidfd)
         await self._remove_group(sandbox_id)
+        for pid in filter(None, strays):
+            await self._in_thread(lambda pid=pid: _reap(pid))  # type: ignore[misc]
         self._slots.append(launch.slot)
 
     async def _remove_group(self, sandbox_id: str) -> None:
