@@ -33,6 +33,7 @@ FLOORS = {
     "ringfence.store": 3,
     "ringfence.node": 4,
     "ringfence.engine": 4,
+    "ringfence.edge": 5,
     "ringfence.api": 5,
     "ringfence.client": 6,
     "ringfence": 6,  # the package itself: it offers the client's names
@@ -65,6 +66,15 @@ ONLY = {
         "ringfence.wire",
         "ringfence.guest.frames",
         "ringfence.runtimes.base",
+        "ringfence.store.base",
+    ),
+    "ringfence.edge": (
+        "ringfence.edge",
+        "ringfence.engine",
+        "ringfence.domain",
+        "ringfence.wire",
+        "ringfence.config",
+        "ringfence.guest.frames",
         "ringfence.store.base",
     ),
     "ringfence.node": (

@@ -6,11 +6,13 @@ is ignored is a wall that is not there.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +22,7 @@ from ringfence.wire import DEFAULT_PORT
 
 MIB: Final = 1024 * 1024
 _PREFIX: Final = "RINGFENCE_"
+_DOMAIN: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _TESTS: Final = "RINGFENCE_TEST_"  # the test suite's own switches; no setting of ours
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -52,6 +55,43 @@ class TenantSettings(Settings, frozen=True):
         return limits_from(dict(self.limits), Limits(**widest))
 
 
+class EdgeSettings(Settings, frozen=True):
+    """Where published ports are served, and within which bounds. `port` -1 is the api's own plus one, or any free one.
+
+    `scheme` and `public_port` describe the address that users see, when a proxy stands in front.
+    """
+
+    enabled: bool = True
+    domain: str = "sbx.localhost"
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=-1, le=65_535)] = -1
+    scheme: Literal["http", "https"] = "http"
+    public_port: Port = 0
+    trusted_proxies: list[str] = []
+    path_hosts: list[str] = []
+    path_browsers: bool = False
+    header_bytes: Annotated[int, msgspec.Meta(ge=1024, le=60 * 1024)] = 32 * 1024
+    max_connections: Count = 2048
+    connections_per_tenant: Count = 512
+    connections_per_sandbox: Count = 128
+    header_seconds: Positive = 10.0
+    stall_seconds: Positive = 30.0
+    idle_seconds: Positive = 300.0
+    total_seconds: Positive = 14_400.0
+
+    def check(self) -> None:
+        """Refuse what is no domain and no network. Raises BadRequest."""
+        if not _DOMAIN.fullmatch(self.domain) or len(self.domain) > 200:
+            raise BadRequest(
+                f"settings: edge.domain {self.domain!r:.80} is not a domain in lower case", code="bad_settings"
+            )
+        for network in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise BadRequest(f"settings: edge.trusted_proxies: {error}", code="bad_settings") from None
+
+
 class ServerSettings(Settings, frozen=True):
     """What `ringfence serve` needs to know."""
 
@@ -75,6 +115,7 @@ class ServerSettings(Settings, frozen=True):
     keep_events: Kept = 100_000
     tenant: TenantSettings = TenantSettings()
     tenants: dict[str, TenantSettings] = {}
+    edge: EdgeSettings = EdgeSettings()
 
     @property
     def state_dir(self) -> Path:
@@ -200,6 +241,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     settings = _build(ServerSettings, table, _from_env(ServerSettings, environ), _flags(flags))
     for ceiling in (settings.tenant, *settings.tenants.values()):
         ceiling.most()
+    settings.edge.check()
     return settings
 
 

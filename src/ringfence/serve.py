@@ -27,6 +27,7 @@ import msgspec
 from ringfence.api.privileges import api_ids, die_with
 from ringfence.config import ServerSettings, read_server
 from ringfence.domain.errors import Conflict, PlatformFault, RingfenceError
+from ringfence.edge import listening
 from ringfence.store.sqlite import KeyRing
 
 FIRST_PAUSE: Final = 0.1
@@ -123,7 +124,13 @@ class Signals:
 class Supervisor:
     """Keeps both children alive until a signal says stop."""
 
-    def __init__(self, settings: ServerSettings, listener: socket.socket, ready_fd: int | None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        listener: socket.socket,
+        ready_fd: int | None,
+        published: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
         self._ready_fd = ready_fd
         self._ready_pipe: int | None = None
@@ -132,7 +139,10 @@ class Supervisor:
         places = ["--state", str(settings.state_dir), "--templates", str(settings.templates_dir)]
         self._node = Child("node", ["ringfence.node", *places, "--api-uid", str(uid)])
         words = ["ringfence.api", "--listen-fd", str(listener.fileno()), "--parent", str(os.getpid())]
-        self._api = Child("api", words, (listener.fileno(),))
+        fds: tuple[int, ...] = (listener.fileno(),)
+        if published is not None:
+            words, fds = [*words, "--edge-fd", str(published.fileno())], (*fds, published.fileno())
+        self._api = Child("api", words, fds)
 
     def run(self) -> int:
         """Until stopped; the exit code."""
@@ -245,12 +255,17 @@ def listen(settings: ServerSettings) -> socket.socket:
         ) from None
 
 
+def listen_edge(settings: ServerSettings) -> contextlib.AbstractContextManager[socket.socket | None]:
+    """The address of published ports, bound; None where none are served."""
+    return listening.listen(settings.edge, settings.port) if settings.edge.enabled else contextlib.nullcontext()
+
+
 def main(settings: ServerSettings, ready_fd: int | None = None, lock: int | None = None) -> int:
     """Serve until told to stop; 0 after a clean stop. Raises Conflict when the state directory is in use."""
     held = take_state(settings) if lock is None else lock
     try:
-        with listen(settings) as listener:
-            return Supervisor(settings, listener, ready_fd).run()
+        with listen(settings) as listener, listen_edge(settings) as published:
+            return Supervisor(settings, listener, ready_fd, published).run()
     finally:
         os.close(held)
 

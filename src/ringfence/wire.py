@@ -18,9 +18,12 @@ from ringfence.domain.sandbox import State
 DEFAULT_PORT: Final = 8642
 DEFAULT_TEMPLATE: Final = "base"
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+ACCESS_HEADER: Final = "X-Ringfence-Access"
+ACCESS_PARAMETER: Final = "ringfence-access"
 NDJSON: Final = "application/x-ndjson"
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 User = Literal["user", "root"]
@@ -196,6 +199,53 @@ class SandboxPage(Answer, frozen=True):
 
     sandboxes: list[Sandbox]
     next_cursor: str | None = None
+
+
+# --- published ports -------------------------------------------------------------------------------------------------
+
+
+class PublishRequest(Request, frozen=True):
+    """Give a port inside a URL. Private unless `public`; a request waits up to `wait_seconds` for it to accept."""
+
+    port: PortNumber
+    public: bool = False
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 10.0
+
+
+class LinkRequest(Request, frozen=True):
+    """A link to a private port, good for `ttl_seconds`; `once` for one browser only."""
+
+    ttl_seconds: Seconds = 600.0
+    once: bool = False
+
+
+class PortLink(Answer, frozen=True):
+    """A link. `url` (for a browser) and `token` (for the X-Ringfence-Access header) are told once, when it is made."""
+
+    id: str
+    expires_at: float
+    once: bool = False
+    used: bool = False
+    url: str | None = None
+    token: str | None = None
+
+
+class PublishedPort(Answer, frozen=True):
+    """A port inside with a URL of its own. `path` leads to it on the edge's own name, for clients that send a token."""
+
+    port: int
+    url: str
+    path: str
+    public: bool
+    wait_seconds: float
+    created_at: float
+    links: list[PortLink] = []
+
+
+class PublishedPortList(Answer, frozen=True):
+    """The ports a sandbox publishes."""
+
+    ports: list[PublishedPort]
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ringfence.client import Client
 from tests.support import ledger
 from tests.support.canaries import Canaries
 from tests.support.node import Node
+from tests.support.subjects import SUBJECTS
 
 TEMPLATES = Path(os.environ.get("RINGFENCE_TEMPLATES", "/var/lib/ringfence/templates"))
 needs_templates = pytest.mark.skipif(
@@ -137,6 +138,15 @@ def node() -> Iterator[Node]:
         pytest.skip("looking into a sandbox from outside needs root")
     with Node("attacktests01") as opened:
         yield opened
+
+
+def need(runtime: str) -> None:
+    """Skip, or in CI fail, where this way to isolate cannot be had."""
+    missing = next(subject for subject in SUBJECTS if subject.name == runtime).missing()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{runtime}: {missing}")
+    if missing:
+        pytest.skip(f"{runtime}: {missing}")
 
 
 class Box:

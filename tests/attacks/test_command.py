@@ -38,6 +38,7 @@ class Scripted:
     """A target whose every run is the same, for judging the runner."""
 
     runtime = "scripted"
+    forks = True
 
     def __init__(self, ran: Ran, trouble: str = "") -> None:
         self._ran, self._trouble = ran, trouble

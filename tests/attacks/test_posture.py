@@ -1,8 +1,13 @@
-"""The posture of a live sandbox as the host sees it: every process, every thread, every field."""
+"""The posture of a live sandbox as the host sees it: every process, every thread, every field.
+
+On the host's kernel, that is in the jail and in a container, these are a sandbox's own processes. Under gVisor the host
+sees the kernel they run on, and the helpers of that kernel.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
@@ -17,12 +22,40 @@ from ringfence.domain.errors import SandboxLost
 from ringfence.domain.limits import Limits
 from ringfence.guest import frames
 from ringfence.node.live import Live
-from tests.support import expected, ledger, outside
+from tests.attacks.conftest import need
+from tests.support import expected, ledger, outside, tools
 from tests.support.node import Node
 
 pytestmark = pytest.mark.row(83, 113)
 
 LINGER = "import threading, time; threading.Thread(target=time.sleep, args=(30,)).start(); print('x'); time.sleep(30)"
+
+
+RUNTIMES = ("jail", "container")
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node in this process, whose sandboxes' processes are the host's."""
+    with opened(request.param) as node:
+        yield node
+
+
+@pytest.fixture(scope="module", params=("container", "gvisor"))
+def tooled(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node whose sandboxes somebody else's tool makes."""
+    with opened(request.param) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def opened(runtime: str) -> Iterator[Node]:
+    """A node with this runtime alone."""
+    need(runtime)
+    if os.geteuid() != 0:
+        pytest.skip("looking into a sandbox from outside needs root")
+    with Node(f"attackpost{runtime}"[:12], runtime=runtime) as node:
+        yield node
 
 
 @pytest.fixture
@@ -56,26 +89,28 @@ def settled(sandbox: Live, tenants: int) -> list[outside.Seen]:
         time.sleep(0.1)
 
 
-def wrong_with(sandbox: Live, seen: list[outside.Seen]) -> list[str]:
+def wrong_with(node: Node, sandbox: Live, seen: list[outside.Seen]) -> list[str]:
     """Complaints about one sandbox."""
     settings = outside.group_settings(seen[0].groups)
-    return expected.complaints(seen, namespaces(), Limits(), settings, lone=sandbox.spec.lone)
+    lone = sandbox.spec.lone
+    return expected.complaints(seen, namespaces(), Limits(), settings, lone=lone, runtime=node.runtime)
 
 
 def test_the_first_program_runs_under_every_layer(node: Node, live: Live) -> None:
     """A program forked from the warm interpreter, with two threads, and the agent have the expected posture."""
     node.perform(live, {"op": "run", "code": "print('first')"})
     start(node, live, {"op": "run", "code": LINGER})
-    assert wrong_with(live, settled(live, 2)) == []
+    assert wrong_with(node, live, settled(live, 2)) == []
 
 
+@pytest.mark.parametrize("node", ["jail"], indirect=True)
 def test_a_lone_run_is_under_every_layer(node: Node) -> None:
     """An interpreter without an agent beside it: its process 1 may do even less."""
     sandbox = node.claim(lone=True)
     try:
         start(node, sandbox, {"op": "run", "code": LINGER})
         seen = settled(sandbox, 2)
-        assert wrong_with(sandbox, seen) == []
+        assert wrong_with(node, sandbox, seen) == []
         assert {one.who for one in seen} == {"agent", "tenant"}
     finally:
         node.release(sandbox)
@@ -86,13 +121,13 @@ def test_a_second_program_runs_under_every_layer(node: Node, live: Live) -> None
     node.perform(live, {"op": "exec", "argv": ["true"]})
     start(node, live, {"op": "exec", "argv": ["sleep", "30"]})
     start(node, live, {"op": "exec", "shell": "sleep 30; true"})
-    assert wrong_with(live, settled(live, 3)) == []
+    assert wrong_with(node, live, settled(live, 3)) == []
 
 
 def test_a_program_on_a_terminal_runs_under_every_layer(node: Node, live: Live) -> None:
     """A terminal adds its own descriptors and nothing else."""
     start(node, live, {"op": "exec", "argv": ["sleep", "30"], "pty": {"cols": 80, "rows": 24}})
-    assert wrong_with(live, settled(live, 1)) == []
+    assert wrong_with(node, live, settled(live, 1)) == []
 
 
 def test_two_sandboxes_share_nothing(node: Node, live: Live) -> None:
@@ -148,6 +183,115 @@ def test_nothing_is_left_of_a_stopped_sandbox(node: Node) -> None:
     node.release(sandbox)
     assert [pid for pid in members if os.path.exists(f"/proc/{pid}")] == []
     assert ledger.groups_called(sandbox.id) == set()
+
+
+EXPECTED = {"container": {tools.TOOL}, "gvisor": {tools.TOOL, tools.GOFER, tools.KERNEL, tools.STUB}}
+
+
+@pytest.fixture
+def ringed(tooled: Node) -> Iterator[Live]:
+    """A sandbox of such a node, with a program in it."""
+    sandbox = tooled.claim()
+    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "30"]})
+    tooled.perform(sandbox, {"op": "run", "code": "print('first')"})
+    yield sandbox
+    tooled.release(sandbox)
+
+
+def around(sandbox: Live) -> list[tools.Around]:
+    """The tool and what it made beside the sandbox's own processes."""
+    return tools.everyone(sandbox.started.tool_pid)  # type: ignore[attr-defined]
+
+
+def test_what_stands_around_a_sandbox_has_nothing_to_give(tooled: Node, ringed: Live) -> None:
+    """The tool, and gVisor's kernel, gofer and stubs, with every thread: no privilege outside, no way to a file."""
+    seen = around(ringed)
+    assert {one.kind for one in seen} == EXPECTED[tooled.runtime]
+    assert tools.complaints(seen, namespaces(), ringed.id) == []
+
+
+def test_nobody_else_is_in_a_sandboxs_group(tooled: Node, ringed: Live) -> None:
+    """Whoever is charged to it is the tool, one of the tool's, or one of the sandbox's own: nobody is unaccounted."""
+    known = {*ledger.tree(ringed.started.tool_pid)}  # type: ignore[attr-defined]
+    charged = {pid for pid in ledger.pids() if f"/{ringed.id}" in ledger.group_of(pid)}
+    assert charged
+    assert charged - known - {*ledger.tree(ringed.started.tool_pid)} == set()  # type: ignore[attr-defined]
+
+
+def test_two_sandboxes_of_a_tool_have_different_users(tooled: Node, ringed: Live) -> None:
+    """Their uid ranges on the host do not meet, nor do their namespaces."""
+    other = tooled.claim()
+    try:
+        first, second = (ledger.tree(one.started.tool_pid) for one in (ringed, other))  # type: ignore[attr-defined]
+        users = [{os.stat(f"/proc/{pid}").st_uid for pid in pids} - {0} for pids in (first, second)]
+        assert all(users)
+        assert all(abs(a - b) >= tools.RANGE for a in users[0] for b in users[1])
+        spaces = [{os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids} for pids in (first, second)]
+        assert spaces[0] & spaces[1] == set()
+    finally:
+        tooled.release(other)
+
+
+@pytest.mark.row(152)
+def test_a_sandbox_dies_with_its_tool(tooled: Node) -> None:
+    """Killing the tool from the host takes all it made along, gVisor's kernel included; runc by itself leaves it alive."""
+    sandbox = tooled.claim()
+    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "60"]})
+    tooled.perform(sandbox, {"op": "run", "code": "print('first')"})
+    tool = sandbox.started.tool_pid  # type: ignore[attr-defined]
+    members = ledger.tree(tool)
+    os.kill(tool, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in members) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in members if alive(pid)] == []
+
+
+def alive(pid: int) -> bool:
+    """Whether it still runs; one that only waits to be reaped does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+WORSE = {
+    "the host's mount namespace": lambda one: {"namespaces": {**one.namespaces, "mnt": namespaces()["mnt"]}},
+    "a capability": lambda one: {"statuses": ({**one.statuses[0], "CapEff": "0000000000010000"},)},
+    "no filter": lambda one: {"statuses": (*one.statuses, {**one.statuses[0], "Seccomp": "0"})},
+    "new privileges": lambda one: {"statuses": ({**one.statuses[0], "NoNewPrivs": "0"},)},
+    "the host's root": lambda one: {"statuses": ({**one.statuses[0], "Uid": "0 0 0 0"},)},
+    "a group": lambda one: {"statuses": ({**one.statuses[0], "Groups": "27"},)},
+    "a field nobody knows": lambda one: {"statuses": ({**one.statuses[0], "Surprise": "1"},)},
+    "the host's files": lambda one: {"host_root": True},
+    "an open directory": lambda one: {"descriptors": ("read ext2/ext3 /home",)},
+    "a file to write": lambda one: {"descriptors": ("write overlayfs /root/etc/passwd",)},
+    "a variable": lambda one: {"environment": frozenset({"SECRET=1"})},
+    "another group": lambda one: {"groups": "0::/user.slice"},
+    "first in line": lambda one: {"nice": -5},
+    "last to go": lambda one: {"oom_score_adj": 0},
+    "a writable mount": lambda one: {"mounts": ("rw,nosuid /",)},
+}
+
+
+def test_one_wrong_thing_around_a_sandbox_is_noticed() -> None:
+    """Each field of what stands around it is judged: a kernel of gVisor's with one thing wrong draws a complaint."""
+    ids = " ".join(["4293974016"] * 4)
+    status = {
+        "Uid": ids, "Gid": ids, "Groups": "", "NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1",
+        **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), outside.NONE),
+    }  # fmt: skip
+    spaces = dict.fromkeys(outside.NAMESPACES, "another")
+    good = tools.Around(
+        tools.KERNEL, 7, (status,), spaces, 4293974016, ("ro /",), (), False, frozenset(), 500, 0, "0::/x/s1"
+    )
+    assert tools.complaints([good], namespaces(), "s1") == []
+    unnoticed = [
+        name
+        for name, change in WORSE.items()
+        if not tools.complaints([dataclasses.replace(good, **change(good))], namespaces(), "s1")
+    ]
+    assert unnoticed == []
 
 
 def test_an_agent_that_breaks_protocol_costs_only_its_own_sandbox(node: Node, live: Live) -> None:

@@ -1,4 +1,4 @@
-"""The one posture every sandbox of the jail must have, and what is wrong with the one that was seen."""
+"""The one posture every sandbox on the host's kernel must have, and what is wrong with the one that was seen."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ UNLIMITED = {
     "Max data size", "Max resident set", "Max address space", "Max file locks", "Max realtime timeout",
 }  # fmt: skip
 OWN_PROCESSES = 2  # the agent, and the interpreter that waits for the next program
+# A container tool stays beside its container, and its threads are in the same group.
+TOOL_THREADS = {"jail": 0, "container": 16}
 
 
 def _limits(limits: Limits) -> dict[str, str]:
@@ -53,7 +55,7 @@ def _switches(one: Seen, *, lone: bool) -> bool:
     return one.who == "agent" and not lone
 
 
-def _identity(one: Seen) -> list[str]:
+def _identity(one: Seen, runtime: str) -> list[str]:
     wrong = []
     base = int(one.uid_map.split()[1])
     user = base + 1000
@@ -66,7 +68,9 @@ def _identity(one: Seen) -> list[str]:
         wrong.append(f"uid_map {one.uid_map}")
     if one.uid_map != one.gid_map:
         wrong.append(f"gid_map {one.gid_map}")
-    if one.who == "agent" and base <= one.memory_owner < base + 2048:
+    # In a container its own root owns what is not dumpable: /proc hides that from root too, who has no capability.
+    first = base + 1 if runtime == "container" else base
+    if one.who == "agent" and first <= one.memory_owner < base + 2048:
         wrong.append("the agent's memory belongs to its programs' user")
     return wrong
 
@@ -100,7 +104,7 @@ def _files(one: Seen) -> list[str]:
     return wrong + [f"/dev/{name}" for name in set(one.devices) ^ DEVICES]
 
 
-def _bounds(one: Seen, limits: Limits, settings: Mapping[str, str]) -> list[str]:
+def _bounds(one: Seen, limits: Limits, settings: Mapping[str, str], runtime: str) -> list[str]:
     wanted = _limits(limits)
     wrong = [f"{k} is {one.limits.get(k)}, not {v}" for k, v in wanted.items() if one.limits.get(k) != v]
     wrong += [f"an unclassified limit {name}" for name in set(one.limits) - set(wanted) - UNLIMITED]
@@ -109,11 +113,11 @@ def _bounds(one: Seen, limits: Limits, settings: Mapping[str, str]) -> list[str]
         wrong.append(f"oom_score_adj is {one.oom_score_adj}, not {score}")
     if one.inside["nested"] != 0:
         wrong.append(f"{one.inside['nested']} user namespaces may be made inside")
-    return wrong + _groups(limits, settings)
+    return wrong + _groups(limits, settings, runtime)
 
 
-def _groups(limits: Limits, settings: Mapping[str, str]) -> list[str]:
-    pids = str(limits.processes + OWN_PROCESSES)
+def _groups(limits: Limits, settings: Mapping[str, str], runtime: str) -> list[str]:
+    pids = str(limits.processes + OWN_PROCESSES + TOOL_THREADS[runtime])
     wrong = [] if settings.get("pids.max") == pids else [f"pids.max is {settings.get('pids.max')}, not {pids}"]
     memory = settings.get("memory.max") or settings.get("memory.limit_in_bytes") or ""
     most = limits.memory_bytes + limits.scratch_bytes + 64 * 1024 * 1024
@@ -126,13 +130,19 @@ def _groups(limits: Limits, settings: Mapping[str, str]) -> list[str]:
 
 
 def complaints(
-    seen: Sequence[Seen], host: Mapping[str, str], limits: Limits, settings: Mapping[str, str], *, lone: bool = False
+    seen: Sequence[Seen],
+    host: Mapping[str, str],
+    limits: Limits,
+    settings: Mapping[str, str],
+    *,
+    lone: bool = False,
+    runtime: str = "jail",
 ) -> list[str]:
     """Everything that is not as it must be, in plain sentences."""
     wrong = []
     for one in seen:
-        found = _identity(one) + _status(one, lone=lone) + _files(one)
-        found += _bounds(one, limits, settings)
+        found = _identity(one, runtime) + _status(one, lone=lone) + _files(one)
+        found += _bounds(one, limits, settings, runtime)
         found += [
             f"the {kind} namespace is the host's" for kind in NAMESPACES if one.namespaces[kind] == host.get(kind)
         ]

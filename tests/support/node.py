@@ -24,8 +24,12 @@ from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
 from ringfence.node.supervisor import Settings, Supervisor
+from ringfence.runtimes.base import Runtime
 from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import Jail
+from ringfence.runtimes.oci.carried import Carried
+from ringfence.runtimes.oci.runtime import Oci
+from ringfence.runtimes.oci.versions import choose, installed
 from ringfence.templates.catalog import Catalog
 
 TEMPLATES = Path(os.environ.get("RINGFENCE_TEMPLATES", "/var/lib/ringfence/templates"))
@@ -58,17 +62,19 @@ class Collector:
 class Node:
     """A supervisor on a loop of its own, in a thread; every method may be called from the test's thread."""
 
-    def __init__(self, instance: str, *, without: frozenset[str] = frozenset(), fault: str = "") -> None:
+    def __init__(
+        self, instance: str, *, runtime: str = "jail", without: frozenset[str] = frozenset(), fault: str = ""
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.runtime = "jail"
+        self.runtime = runtime
+        self.forks = runtime == "jail"
         self.supervisor: Supervisor = self.do(self._begin(instance, without, fault))
 
     async def _begin(self, instance: str, without: frozenset[str], fault: str) -> Supervisor:
-        privileged = os.geteuid() == 0
-        jail = Jail(detect(instance, root=privileged), privileged=privileged, without=without, fault=fault)
-        supervisor = Supervisor(Isolation(jail), Catalog(TEMPLATES), Settings())
+        opened = _opened(self.runtime, instance, without, fault)
+        supervisor = Supervisor(Isolation(opened), Catalog(TEMPLATES), Settings())
         await supervisor.begin()
         return supervisor
 
@@ -137,6 +143,17 @@ class Node:
     def neighbour(self, secret: str) -> Beside:
         """See ringfence.attack.target.Target."""
         return Beside(self, secret)
+
+
+def _opened(name: str, instance: str, without: frozenset[str], fault: str) -> Runtime:
+    """The runtime of this name, with a layer missing or failing where a test wants that."""
+    privileged = os.geteuid() == 0
+    groups = detect(instance, root=privileged)
+    if name == "jail":
+        return Jail(groups, privileged=privileged, without=without, fault=fault)
+    tool = choose(name, installed())
+    assert tool is not None
+    return Oci(tool, groups, Carried(TEMPLATES), without=without, fault=fault)
 
 
 async def _end_tasks() -> None:

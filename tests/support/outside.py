@@ -105,7 +105,8 @@ def members(agent: int) -> list[int]:
     return sorted(found)
 
 
-def _table(text: str) -> dict[str, str]:
+def table_of(text: str) -> dict[str, str]:
+    """Lines of `name: value`."""
     rows = (line.partition(":") for line in text.splitlines())
     return {name: " ".join(value.split()) for name, _, value in rows}
 
@@ -162,7 +163,7 @@ def look(pid: int, task: int, agent: int) -> Seen:
         who="agent" if pid == agent else "tenant",
         waiting=Path(f"{here}/syscall").read_text().startswith(READS_ITS_ORDER),
         comm=Path(f"{here}/comm").read_text().strip(),
-        status=_table(Path(f"{here}/status").read_text()),
+        status=table_of(Path(f"{here}/status").read_text()),
         namespaces={kind: os.readlink(f"{here}/ns/{kind}") for kind in NAMESPACES},
         uid_map=" ".join(Path(f"/proc/{pid}/uid_map").read_text().split()),
         gid_map=" ".join(Path(f"/proc/{pid}/gid_map").read_text().split()),

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,8 @@ from ringfence.api.protocol import Clocks
 from ringfence.api.server import announce, import_lazy, make_server, url_of, warm_up
 from ringfence.config import ServerSettings, TenantSettings, read_server
 from ringfence.domain.errors import RingfenceError
+from ringfence.edge.listening import listen
+from ringfence.edge.server import Edge
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
 from ringfence.store.sqlite import SqliteStore
@@ -33,6 +36,7 @@ class Options:
 
     settings: ServerSettings
     listen_fd: int | None
+    edge_fd: int | None
     ready_fd: int | None
     parent: int | None
 
@@ -45,6 +49,7 @@ def _options(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--port", type=int)
     parser.add_argument("--settings-fd", type=int, help="all settings as JSON, from the server's parent process")
     parser.add_argument("--listen-fd", type=int)
+    parser.add_argument("--edge-fd", type=int, help="where published ports are served")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--parent", type=int)
     given = parser.parse_args(arguments)
@@ -53,7 +58,7 @@ def _options(arguments: list[str] | None = None) -> Options:
     else:
         with os.fdopen(given.settings_fd, "rb") as pipe:
             settings = msgspec.json.decode(pipe.read(), type=ServerSettings)
-    return Options(settings, given.listen_fd, given.ready_fd, given.parent)
+    return Options(settings, given.listen_fd, given.edge_fd, given.ready_fd, given.parent)
 
 
 def _version() -> str:
@@ -97,19 +102,30 @@ def _listener(options: Options) -> socket.socket:
     return socket.create_server((settings.host, settings.port), family=family, backlog=4096)
 
 
+def _edge_listener(options: Options) -> socket.socket | None:
+    """The socket for published ports; None where there is none."""
+    if options.edge_fd is not None:
+        return socket.socket(fileno=options.edge_fd)
+    settings, ours = options.settings, options.listen_fd is None
+    return listen(settings.edge, settings.port) if settings.edge.enabled and ours else None
+
+
 def _hosts(settings: ServerSettings) -> list[str]:
     specific = settings.host not in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return [*settings.allowed_hosts, host] if specific else settings.allowed_hosts
 
 
-async def _serve(app: Front, engine: Engine, options: Options, listener: socket.socket) -> None:
+async def _serve(
+    app: Front, engine: Engine, options: Options, listener: socket.socket, edge: AbstractAsyncContextManager[None]
+) -> None:
     settings = options.settings
     clocks = Clocks(settings.header_seconds, settings.stall_seconds, settings.max_connections)
     server = make_server(app, engine.stopping, clocks, settings.drain_seconds)
     announcing = asyncio.create_task(announce(engine, options.ready_fd, url_of(listener)))
     try:
-        await server.serve(sockets=[listener])
+        async with edge:
+            await server.serve(sockets=[listener])
     finally:
         announcing.cancel()
 
@@ -127,15 +143,19 @@ def run(options: Options) -> None:
     settings.node_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.chdir(settings.node_socket.parent)
     engine = Engine(Path(settings.node_socket.name), store, policy_of(settings))
-    app = make_app(engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds)
-    listener = _listener(options)
+    edge = Edge(engine, store, settings.edge)
+    app = make_app(
+        engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,
+        published=edge.ports,
+    )  # fmt: skip
+    listener, edge_listener = _listener(options), _edge_listener(options)
     uvloop.run(warm_up(app))
     privileges.drop(uid, gid)
     if options.parent is not None:
         privileges.die_with(options.parent)
     store.start()
     try:
-        uvloop.run(_serve(app, engine, options, listener))
+        uvloop.run(_serve(app, engine, options, listener, edge.serving(edge_listener)))
     finally:
         store.close()
 

@@ -11,13 +11,15 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from ringfence.api import files, machine, pages, processes, runs, sandboxes, sockets
+from ringfence.api import files, machine, pages, ports, processes, runs, sandboxes, sockets
 from ringfence.api.auth import Authenticated, check_declared
 from ringfence.api.errors import answer
 from ringfence.api.front import Front
 from ringfence.api.schema import openapi_of
 from ringfence.api.strict import JSON_BYTES, StrictRequest
+from ringfence.config import EdgeSettings
 from ringfence.domain.errors import RingfenceError
+from ringfence.edge.ports import Ports
 from ringfence.engine.engine import Engine
 from ringfence.store.base import Store
 
@@ -27,6 +29,7 @@ ROUTES: Final = [
     *sandboxes.ROUTES,
     *processes.ROUTES,
     *files.ROUTES,
+    *ports.ROUTES,
     *machine.ROUTES,
     *sockets.ROUTES,
     *pages.ROUTES,
@@ -58,9 +61,12 @@ def make_litestar(engine: Engine, store: Store, version: str, routes: list[Any] 
     return app
 
 
-def make_app(engine: Engine, store: Store, *, version: str, hosts: list[str], body_seconds: float) -> Front:
-    """The whole application, ready to be served."""
+def make_app(
+    engine: Engine, store: Store, *, version: str, hosts: list[str], body_seconds: float, published: Ports | None = None
+) -> Front:
+    """The whole application, ready to be served. Without an edge's table of ports, none can be published."""
     app = make_litestar(engine, store, version)
+    app.state.ports = published if published is not None else Ports(engine, store, EdgeSettings())
     schema = openapi_of(ROUTES, version)
     app.state.openapi = _encode(schema)
     app.state.docs = pages.render_docs(schema, sockets.DESCRIBED)

@@ -1,7 +1,8 @@
 """`ringfence attack`: carry out the table and report. The exit code is 0 only when every fence held.
 
 What comes in is what the command line parsed: `names` of probes (none: all), `list_`, `url` (none: a server is
-started for this), `runtime`, `state`, `json`, `colour`.
+started for this), `isolation` (none: what auto means), `all_` (every way to isolate), `save`, `state`, `json`,
+`colour`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,26 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from ringfence import config
+from ringfence import config, wire
+from ringfence.attack.matrix import Columns, markdown
 from ringfence.attack.over_http import OverHttp
 from ringfence.attack.own_server import OwnServer
-from ringfence.attack.runner import Attack, Result, carry_out_all
+from ringfence.attack.runner import BREACHED, DIFFERS, HELD, Attack, Row, carry_out_all
 from ringfence.attack.table import PROBES, Probe
 from ringfence.client import Client
 from ringfence.domain.errors import BadRequest
 
-HELD: Final = 0
-BREACHED: Final = 1
-RED, GREEN, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[0m"
+ALL_HELD: Final = 0
+SOME_BREACHED: Final = 1
+AUTO: Final = "auto"
+RED, GREEN, YELLOW, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
+COLOURS: Final = {HELD: GREEN, DIFFERS: YELLOW, BREACHED: RED}
+SHOWN: Final = {HELD: "held", DIFFERS: "differs", BREACHED: "BREACH"}
+WIDTH: Final = max(map(len, SHOWN.values()))
 
 
 def chosen(names: Sequence[str]) -> list[Probe]:
@@ -70,34 +77,77 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
-def _printer(as_json: bool, colour: bool) -> Any:
+def _painter(colour: bool) -> Callable[[str], str]:
     painted = colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
-    def tell(result: Result) -> None:
-        if as_json:
-            return
-        word = "held" if result.held else "BREACH"
-        if painted:
-            word = f"{GREEN if result.held else RED}{word}{PLAIN}"
-        seen = "".join(c if c.isprintable() else "?" for c in result.seen)[:300]
-        _write(f"{word:{15 if painted else 6}} {result.klass:12} {result.name:24} {seen}")
+    def paint(word: str) -> str:
+        shown = f"{SHOWN[word]:{WIDTH}}"
+        return f"{COLOURS[word]}{shown}{PLAIN}" if painted else shown
+
+    return paint
+
+
+def _printer(columns: Columns, paint: Callable[[str], str]) -> Callable[[Row], None]:
+    """One line a probe, with a column for each runtime; below it what was seen where a fence did not hold."""
+    widths = [max(WIDTH, len(name)) for name in columns.runtimes]
+    if len(widths) > 1:
+        heads = " ".join(f"{name:{width}}" for name, width in zip(columns.runtimes, widths, strict=True))
+        _write(f"{heads} {'class':12} probe")
+
+    def tell(row: Row) -> None:
+        words = [paint(one.word) + " " * (width - WIDTH) for one, width in zip(row, widths, strict=True)]
+        first = row[0]
+        seen = _clean(first.seen) if len(row) == 1 else ""
+        _write(f"{' '.join(words)} {first.klass:12} {first.name:24} {seen}".rstrip())
+        for one in row if len(row) > 1 else ():
+            if not one.held:
+                _write(f"    {one.runtime}: {_clean(one.seen)}")
 
     return tell
 
 
-def _applicable(client: Client, probes: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
-    """The probes that can be tried here, and the names of those that need a user this server does not offer."""
-    offered = {user for runtime in client.runtimes() for user in runtime.capabilities.get("users", ())}
-    skipped = [probe.name for probe in probes if probe.user not in offered]
-    return [probe for probe in probes if probe.user in offered], skipped
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
-def _summary(results: Sequence[Result], skipped: Sequence[str], seconds: float, as_json: bool) -> None:
-    breaches = [result.name for result in results if not result.held]
+def _columns(offered: Sequence[wire.Runtime], options: Mapping[str, Any]) -> Columns:
+    """Which runtimes to attack. Raises BadRequest when one that was named, or every one, is absent."""
+    present = tuple(found.name for found in offered if found.available)
+    absent = {found.name: found.reason for found in offered if not found.available}
+    if options.get("all_"):
+        return Columns(present, absent)
+    wanted = options.get("isolation") or AUTO
+    if wanted != AUTO and wanted not in present:
+        raise BadRequest(
+            f"isolation {wanted} cannot be attacked here: {absent.get(wanted, 'there is no such runtime')}",
+            code="runtime_absent",
+            remediation="`ringfence doctor` says what would add it",
+        )
+    return Columns((wanted if wanted != AUTO else next(iter(present), AUTO),), {})
+
+
+def _applicable(
+    offered: Sequence[wire.Runtime], columns: Columns, probes: Sequence[Probe]
+) -> tuple[list[Probe], list[str]]:
+    """The probes that can be tried here, and the names of those that need a user not every runtime offers."""
+    attacked = [found for found in offered if found.name in columns.runtimes]
+    users = set.intersection(*(set(found.capabilities.get("users", ())) for found in attacked)) if attacked else set()
+    skipped = [probe.name for probe in probes if probe.user not in users]
+    return [probe for probe in probes if probe.user in users], skipped
+
+
+def _summary(columns: Columns, rows: Sequence[Row], skipped: Sequence[str], seconds: float, as_json: bool) -> None:
+    results = [result for row in rows for result in row]
+    many = len(columns.runtimes) > 1
+    breaches = [f"{one.name} on {one.runtime}" if many else one.name for one in results if not one.held]
     if as_json:
-        found = {"held": not breaches, "breaches": breaches, "skipped": list(skipped), "seconds": seconds}
-        _write(json.dumps({**found, "probes": [result.shape() for result in results]}))
+        found = {"held": not breaches, "breaches": breaches, "skipped": list(skipped), "absent": dict(columns.absent)}
+        _write(json.dumps({**found, "seconds": seconds, "probes": [result.shape() for result in results]}))
         return
+    for reason in dict.fromkeys(f"{one.runtime}: {one.differs}" for one in results if one.differs):
+        sys.stderr.write(f"differs on {reason}\n")
+    for name, why in columns.absent.items():
+        sys.stderr.write(f"not attacked: {name}, for {why}\n")
     if skipped:
         sys.stderr.write(f"not tried, for want of the user they run as: {', '.join(skipped)}\n")
     sys.stderr.write(f"{len(results) - len(breaches)} of {len(results)} held, in {seconds:.0f} s\n")
@@ -105,18 +155,32 @@ def _summary(results: Sequence[Result], skipped: Sequence[str], seconds: float, 
         sys.stderr.write(f"breached: {', '.join(breaches)}\n")
 
 
+def attacked(
+    client: Client, columns: Columns, probes: Sequence[Probe], tell: Callable[[Row], None], tokens: tuple[str, ...] = ()
+) -> list[Row]:
+    """One round of attacks on each of the runtimes, side by side, each with a host's watch and a neighbour."""
+    with contextlib.ExitStack() as stack:
+        attacks = [stack.enter_context(Attack(OverHttp(client, name), tokens)) for name in columns.runtimes]
+        return carry_out_all(attacks, probes, tell)
+
+
 def main(options: Mapping[str, Any]) -> int:
     """Carry out the chosen probes; 0 when all held, 1 when any did not. Raises RingfenceError when none could run."""
     probes = chosen(list(options.get("names") or ()))
-    as_json, colour = bool(options.get("json")), bool(options.get("colour", True))
+    as_json, paint = bool(options.get("json")), _painter(bool(options.get("colour", True)))
     if options.get("list_"):
         _listed(probes, as_json)
-        return HELD
+        return ALL_HELD
+    if options.get("all_") and options.get("isolation"):
+        raise BadRequest("--all attacks every way to isolate, --isolation one: choose", code="conflicting_options")
     begun = time.monotonic()
     with _client(options.get("url"), options.get("state")) as client:
-        probes, skipped = _applicable(client, probes)
-        target = OverHttp(client, options.get("runtime") or "auto")
-        with Attack(target) as attack:
-            results = carry_out_all(attack, probes, _printer(as_json, colour))
-    _summary(results, skipped, time.monotonic() - begun, as_json)
-    return HELD if all(result.held for result in results) else BREACHED
+        offered = client.runtimes()
+        columns = _columns(offered, options)
+        probes, skipped = _applicable(offered, columns, probes)
+        tell = (lambda _: None) if as_json else _printer(columns, paint)
+        rows = attacked(client, columns, probes, tell)
+    _summary(columns, rows, skipped, time.monotonic() - begun, as_json)
+    if options.get("save"):
+        Path(options["save"]).write_text(markdown(columns, rows, str(options["save"])))
+    return ALL_HELD if all(result.held for row in rows for result in row) else SOME_BREACHED

@@ -12,13 +12,16 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-SHM_KEY: Final = 0x52464331
+PROGRAMS: Final = ("runc", "crun", "runsc", "python3", "sh")
+DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+SEARCH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LANDLOCK_CREATE_RULESET: Final = 444
 _IPC_CREAT: Final = 0o1000
 _IPC_RMID: Final = 0
@@ -68,6 +71,27 @@ def _addresses() -> list[str]:
     return sorted(address for address in found if not address.startswith("127."))
 
 
+def _programs() -> dict[str, str]:
+    """The programs that make sandboxes: whoever writes one of them changes its times (CVE-2019-5736)."""
+    found = {}
+    paths = (shutil.which(name, path=SEARCH) for name in PROGRAMS)
+    for path in {sys.executable, *(path for path in paths if path)}:
+        seen = os.stat(path)
+        times = f"{seen.st_mtime_ns} {seen.st_ctime_ns}"
+        found[path] = f"{seen.st_ino} {seen.st_size} {seen.st_uid}:{seen.st_gid} {seen.st_mode:o} {times}"
+    return found
+
+
+def _devices() -> dict[str, str]:
+    """The devices that sandboxes share with the host: their owner and mode are not theirs to change."""
+    found = {}
+    for path in (f"/dev/{name}" for name in DEVICES):
+        with contextlib.suppress(OSError):
+            seen = os.stat(path)
+            found[path] = f"{seen.st_rdev} {seen.st_uid}:{seen.st_gid} {seen.st_mode:o}"
+    return found
+
+
 class Listeners:
     """Sockets of the host that nothing in a sandbox may reach; each remembers whether somebody did."""
 
@@ -114,9 +138,10 @@ class SharedMemory:
     """A System V segment of the host, readable by everyone, with a token in it."""
 
     def __init__(self, token: str) -> None:
+        self.key = 1 + secrets.randbelow(0x7FFF_FFFF)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.shmat.restype = ctypes.c_void_p
-        self.id = self._libc.shmget(SHM_KEY, ctypes.c_size_t(4096), _IPC_CREAT | 0o666)
+        self.id = self._libc.shmget(self.key, ctypes.c_size_t(4096), _IPC_CREAT | 0o666)
         if self.id >= 0:
             address = self._libc.shmat(self.id, None, 0)
             ctypes.memmove(address, token.encode(), len(token))
@@ -163,6 +188,7 @@ class Host:
                 found = path.stat()
                 content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
                 state[str(path)] = f"{content} {found.st_uid}:{found.st_gid} {found.st_mode:o} {found.st_mtime_ns}"
+        state |= _programs() | _devices()
         state["folder"] = " ".join(sorted(p.name for p in self.folder.iterdir()))
         for name in ("core_pattern", "hostname", "tainted"):
             state[name] = _read(f"/proc/sys/kernel/{name}")
@@ -195,5 +221,5 @@ class Host:
             "landlock": landlock_abi(),
             "host": {name: digest(text) for name, text in host.items() if text.strip()},
             "host_paths": ["/templates/", "/var/lib/", "/home/"],
-            "shm_key": SHM_KEY,
+            "shm_key": self.memory.key,
         }

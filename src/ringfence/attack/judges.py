@@ -64,6 +64,19 @@ def empty(*fields: str, least: int = 1) -> Judge:
     return each(check, lambda run: f"nothing, in {run.said['tried']} tries")
 
 
+def only(field: str, expected: Collection[str], least: int = 1) -> Judge:
+    """Held when the named list holds some of what is expected and nothing else, in at least `least` tries."""
+
+    def check(run: Ran) -> str:
+        complaint = _spoke(run, field, "tried")
+        if complaint or run.said["tried"] < least:
+            return complaint or f"only {run.said['tried']} things were tried"
+        more = [str(item) for item in run.said[field] if item not in expected]
+        return _some(more) or ("" if run.said[field] else f"nothing is left of {field}")
+
+    return each(check, lambda run: f"{_some(run.said[field])}; nothing else, in {run.said['tried']} tries")
+
+
 def equals(**wanted: Any) -> Judge:
     """Held when every named field has this value."""
 

@@ -25,6 +25,9 @@ _MOST: Final = {
     "timer": 5000,
 }
 
+# What making a sandbox may have cost its own group before the program began.
+_START_SECONDS: Final = 0.6
+
 
 def _died(run: Ran, *fields: str) -> str:
     missing = [name for name in fields if name not in run.said]
@@ -139,6 +142,47 @@ def scratch_bounded(size: int, files: int) -> Judge:
         return f"{run.said['files'][1]} after {run.said['files'][0]} files; bytes stopped at the scratch's size"
 
     return each(check, summary)
+
+
+def scratch_bytes_bounded(size: int) -> Judge:
+    """Held when bytes stopped at the scratch's size although files were not counted, and no attribute was set."""
+
+    def check(run: Ran) -> str:
+        if _died(run, "bytes", "files", "ghost", "trusted"):
+            return _died(run, "bytes", "files", "ghost", "trusted")
+        written = sum(int(done) for done, _ in run.said["bytes"].values())
+        wrong = [f"{written // MIB} MiB written of {size // MIB} MiB"] if written > size + MIB else []
+        wrong += [f"set {name}" for name, outcome in run.said["trusted"].items() if outcome == "ok"]
+        return "; ".join(wrong)
+
+    return each(check, lambda run: f"{run.said['files'][0]} files; bytes stopped at the scratch's size")
+
+
+def held_at_most(most: int) -> Judge:
+    """Held when the sandbox's group never held more than this, whatever its programs count themselves."""
+
+    def check(run: Ran) -> str:
+        held = run.peak_memory_bytes
+        if run.how != "out_of_memory" and not run.said:
+            return f"the program did not report: {run.how} {run.stderr[-300:]}"
+        return "" if 0 < held <= most else f"held {held // MIB} MiB of {most // MIB} MiB"
+
+    return each(check, lambda run: f"held {run.peak_memory_bytes // MIB} of {most // MIB} MiB, ended as {run.how}")
+
+
+def processor_bounded(cores: float) -> Judge:
+    """Held when the group's own counter stayed at its share, the sandbox's start aside."""
+    most = cores * 1.1 + 0.05
+
+    def share(run: Ran) -> float:
+        return max(0.0, run.cpu_seconds - _START_SECONDS) / max(float(run.said["took"]), 0.1)
+
+    def check(run: Ran) -> str:
+        if _died(run, "took"):
+            return _died(run, "took")
+        return f"the group used {share(run):.2f} processors" if share(run) > most or not run.cpu_seconds else ""
+
+    return each(check, lambda run: f"the group used {share(run):.2f} processors of {cores:g}")
 
 
 def own_fate(code: int) -> Judge:

@@ -56,10 +56,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the fence held, and what was seen."""
+    """Whether the fence held, and what was seen. `differs` says why it was judged otherwise than elsewhere."""
 
     held: bool
     seen: str
+    differs: str = ""
 
 
 Judge = Callable[[Observation], Verdict]

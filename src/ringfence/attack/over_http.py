@@ -22,9 +22,9 @@ class OverHttp:
     def __init__(self, client: Client, isolation: str = "auto") -> None:
         self._client = client
         self._isolation = isolation
-        self.runtime = isolation
-        if isolation == "auto":
-            self.runtime = next((found.name for found in client.runtimes() if found.available), isolation)
+        offered = {found.name: found for found in client.runtimes() if found.available}
+        self.runtime = next(iter(offered), isolation) if isolation == "auto" else isolation
+        self.forks = self.runtime in offered and bool(offered[self.runtime].capabilities.get("fork_warm"))
 
     def run(self, probe: Probe, facts: Mapping[str, Any]) -> Ran:
         """One run of the probe's program."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from ringfence.attack.judges import each
@@ -44,14 +44,17 @@ def _missing(run: Ran, *fields: str) -> str:
     return f"the program did not report {', '.join(gone)}: {run.how} {run.stderr[-300:]}" if gone else ""
 
 
-def _privileges(run: Ran) -> str:
-    missing = _missing(run, "status", "uids", "gids", "groups", "threads")
+def _privileges(run: Ran, untold: Collection[str] = ()) -> str:
+    missing = _missing(run, "status", "uids", "gids", "groups", "threads", "no_new_privileges")
     if missing:
         return missing
     status: Mapping[str, str] = run.said["status"]
     wanted = {"NoNewPrivs": "1", "Seccomp": "2"}
     wanted |= dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NO_CAPABILITIES)
-    wrong = [f"{k} is {status.get(k)}" for k, v in wanted.items() if status.get(k) != v]
+    wrong = [f"{k} is {status.get(k)}" for k, v in wanted.items() if k not in untold and status.get(k) != v]
+    wrong += [f"{k} is told after all" for k in untold if k in status]
+    if run.said["no_new_privileges"] != 1:
+        wrong.append(f"prctl says no_new_privs is {run.said['no_new_privileges']}")
     if len(set(run.said["uids"])) != 1 or run.said["uids"][0] == 0:
         wrong.append(f"user ids {run.said['uids']}")
     if len(set(run.said["gids"])) != 1 or run.said["gids"][0] == 0:
@@ -80,6 +83,21 @@ def _namespaces(run: Ran) -> str:
         wrong.append("the host's own namespaces are not known")
     if _mapped(run.said["uid_map"]) > MOST_UIDS:
         wrong.append(f"{_mapped(run.said['uid_map'])} user ids are mapped")
+    if run.said["parent"] != 1:
+        wrong.append(f"the parent is process {run.said['parent']}, not the agent as process 1")
+    wrong += [f"/proc/self/cgroup shows {line}" for line in run.said["cgroup"] if not line.endswith(":/")]
+    return _complain(wrong)
+
+
+def _own_kernel(run: Ran) -> str:
+    """What is left to judge from inside when the kernel that numbers namespaces is the sandbox's own."""
+    missing = _missing(run, "namespaces", "host_namespaces", "parent", "cgroup")
+    if missing:
+        return missing
+    ours, host = run.said["namespaces"], run.said["host_namespaces"]
+    wrong = [f"the {kind} namespace is the host's" for kind in NAMESPACES if ours.get(kind, "") == host.get(kind)]
+    if "cgroup" in ours:
+        wrong.append("there is a cgroup namespace after all")
     if run.said["parent"] != 1:
         wrong.append(f"the parent is process {run.said['parent']}, not the agent as process 1")
     wrong += [f"/proc/self/cgroup shows {line}" for line in run.said["cgroup"] if not line.endswith(":/")]
@@ -121,26 +139,31 @@ def _landlock(run: Ran) -> str:
     return "" if layers.isdigit() and int(layers) >= 1 else f"{layers} Landlock domains hold the program"
 
 
+def _no_landlock(run: Ran) -> str:
+    missing = _missing(run, "landlock")
+    return missing or ("" if run.said["landlock"] == "not usable: ENOSYS" else f"Landlock: {run.said['landlock']}")
+
+
 def _landlocked(run: Ran) -> str:
     if not run.said["host_landlock"]:
         return "this kernel offers no Landlock; the other layers stand alone"
     return f"{run.said['landlock']} Landlock domain holds the program"
 
 
-def _mount(row: Mapping[str, str]) -> list[str]:
-    options, at = set(row["options"].split(",")), row["at"]
-    if at in DEVICES:
-        return []  # a single node is bound there: it holds no program and leads nowhere else
+def _written(row: Mapping[str, str]) -> list[str]:
+    at = row["at"]
     wrong = []
-    if "rw" in options and not at.startswith(WRITABLE) and row["type"] != "proc":
+    if "rw" in row["options"].split(",") and not at.startswith(WRITABLE) and row["type"] != "proc":
         wrong.append(f"{at} may be written")
-    if "nosuid" not in options:
-        wrong.append(f"{at} honours setuid")
-    if "nodev" not in options and not at.startswith("/dev"):
-        wrong.append(f"{at} honours device nodes")
     if row["type"] in {"sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf", "fusectl", "configfs"}:
         wrong.append(f"{row['type']} at {at}")
     return wrong
+
+
+def _honoured(row: Mapping[str, str]) -> list[str]:
+    options, at = row["options"].split(","), row["at"]
+    wrong = [] if "nosuid" in options else [f"{at} honours setuid"]
+    return wrong if "nodev" in options or at.startswith("/dev") else [*wrong, f"{at} honours device nodes"]
 
 
 def _mounts(run: Ran) -> str:
@@ -150,7 +173,20 @@ def _mounts(run: Ran) -> str:
     rows: list[Mapping[str, str]] = run.said["mounts"]
     if not any(row["at"] == "/" for row in rows):
         return "there is no root mount to look at"
-    return _complain([complaint for row in rows for complaint in _mount(row)])
+    # A single node that is bound holds no program and leads nowhere else.
+    return _complain([what for row in rows if row["at"] not in DEVICES for what in [*_written(row), *_honoured(row)]])
+
+
+def _mounts_untold(run: Ran) -> str:
+    """The part of it that a table without nosuid and nodev can tell; /dev lies on memory of the sandbox's own."""
+    missing = _missing(run, "mounts")
+    if missing:
+        return missing
+    rows: list[Mapping[str, str]] = run.said["mounts"]
+    if [row["options"] for row in rows if row["at"] == "/"] != ["ro"]:
+        return "the root is not mounted read-only, and nothing else, once"
+    own = [row for row in rows if (row["at"], row["type"]) != ("/dev", "tmpfs")]
+    return _complain([complaint for row in own for complaint in _written(row)])
 
 
 def _text(template: str, *fields: str) -> Any:
@@ -167,4 +203,13 @@ descriptors: Final = each(_descriptors, _text("nothing above 2, working in {0}",
 landlock: Final = each(_landlock, _landlocked)
 mounts: Final = each(
     _mounts, lambda run: f"{len(run.said['mounts'])} mounts, each nosuid; only the scratch may be written"
+)
+privileges_untold: Final = each(
+    lambda run: _privileges(run, ("NoNewPrivs", "CapAmb")),
+    _text("user {0}, no group, no capability, filter on, no new privilege", "uids"),
+)
+own_kernel: Final = each(_own_kernel, _text("namespaces of its own kernel: {0}", "namespaces"))
+no_landlock: Final = each(_no_landlock, _text("{0}", "landlock"))
+mounts_untold: Final = each(
+    _mounts_untold, lambda run: f"{len(run.said['mounts'])} mounts; only the scratch and /dev may be written"
 )

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from ringfence.attack.differences import verdict
 from ringfence.attack.host import Host
-from ringfence.attack.observation import Observation, Ran, judge
+from ringfence.attack.observation import Observation, Ran
 from ringfence.attack.table import Probe
 from ringfence.attack.target import Neighbour, Target
+
+HELD: Final = "held"
+DIFFERS: Final = "differs"
+BREACHED: Final = "breached"
+STRANGERS: Final = 6  # siblings, where each is started for itself and only chance could make two alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,14 @@ class Result:
     held: bool
     seen: str
     seconds: float
+    differs: str = ""  # why this runtime was judged in a way of its own; empty for the usual one
+
+    @property
+    def word(self) -> str:
+        """The verdict in one word."""
+        if not self.held:
+            return BREACHED
+        return DIFFERS if self.differs else HELD
 
     def shape(self) -> dict[str, Any]:
         """As JSON shows it."""
@@ -72,8 +86,9 @@ class Attack:
     def _copies(self, probe: Probe, facts: dict[str, Any]) -> tuple[Ran, ...]:
         if probe.copies == 1:
             return (self._target.run(probe, facts),)
+        copies = probe.copies if self._target.forks else min(probe.copies, STRANGERS)
         with ThreadPoolExecutor(probe.together) as pool:
-            return tuple(pool.map(lambda _: self._target.run(probe, facts), range(probe.copies)))
+            return tuple(pool.map(lambda _: self._target.run(probe, facts), range(copies)))
 
     def _renew(self) -> None:
         """A neighbour that was hurt is replaced, so that the next probe is judged on its own."""
@@ -84,24 +99,29 @@ class Attack:
     def carry_out(self, probe: Probe) -> Result:
         """One probe, judged."""
         begun = time.monotonic()
-        verdict = judge(probe.judge, self.observe(probe))
+        found = verdict(probe, self._target.runtime, self.observe(probe))
         return Result(
             name=probe.name,
             rows=probe.rows,
             klass=str(probe.klass),
             tries=probe.tries,
             runtime=self._target.runtime,
-            held=verdict.held,
-            seen=verdict.seen,
+            held=found.held,
+            seen=found.seen,
             seconds=time.monotonic() - begun,
+            differs=found.differs,
         )
 
 
-def carry_out_all(attack: Attack, probes: Iterable[Probe], tell: Callable[[Result], None]) -> list[Result]:
-    """Every probe in turn; `tell` hears each result as it comes."""
-    results = []
-    for probe in probes:
-        result = attack.carry_out(probe)
-        tell(result)
-        results.append(result)
-    return results
+Row = tuple[Result, ...]
+
+
+def carry_out_all(attacks: Sequence[Attack], probes: Iterable[Probe], tell: Callable[[Row], None]) -> list[Row]:
+    """Every probe in turn, on all targets at once; `tell` hears each row as it is complete."""
+    rows = []
+    with ThreadPoolExecutor(len(attacks)) as pool:
+        for probe in probes:
+            row = tuple(pool.map(lambda attack, probe=probe: attack.carry_out(probe), attacks))
+            tell(row)
+            rows.append(row)
+    return rows

@@ -155,8 +155,28 @@ KERNEL: Final = (
         "devices", j.empty("found", least=20), (),
     ),
     Probe(
+        "devices-root", (17, 60), Class.ESCAPE, "The same as the sandbox's own root.",
+        "devices", j.empty("found", least=20), (), user="root",
+    ),
+    Probe(
+        "shared-inodes", (16, 17), Class.ESCAPE, "Change the owner, mode or place of the devices shared with the host.",
+        "shared_inodes", j.empty("found", "swapped", least=40), ("read_only_root",),
+    ),
+    Probe(
+        "shared-inodes-root", (16, 17), Class.ESCAPE, "The same as the sandbox's own root.",
+        "shared_inodes", j.empty("found", "swapped", least=40), ("read_only_root",), user="root",
+    ),
+    Probe(
         "control-groups", (81,), Class.ESCAPE, "Write, mount or leave the control groups that hold us.",
         "cgroup_escape", j.empty("found", least=50), ("cgroup_namespace",),
+    ),
+    Probe(
+        "control-groups-root", (81,), Class.ESCAPE, "The same as the sandbox's own root.",
+        "cgroup_escape", j.empty("found", least=50), ("cgroup_namespace",), user="root",
+    ),
+    Probe(
+        "random-calls", (59,), Class.HOST_DOS, "Make thousands of system calls at random.",
+        "random_calls", j.empty("found", least=300), (), limits=_FEW, timeout=20,
     ),
     Probe(
         "more-privileges", (35, 36, 37), Class.INTERNAL_ESC,
@@ -170,6 +190,32 @@ KERNEL: Final = (
 )  # fmt: skip
 
 FILES: Final = (
+    Probe(
+        "way-out", (1, 13, 14, 96), Class.ESCAPE,
+        "Walk above our root by dots, links, magic links, open and lost directories.",
+        "way_out", j.empty("found", least=200), ("mount_namespace",),
+    ),
+    Probe(
+        "way-out-root", (1, 13, 14, 96), Class.ESCAPE, "The same as the sandbox's own root.",
+        "way_out", j.empty("found", least=200), ("mount_namespace",), user="root",
+    ),
+    Probe(
+        "runtime-binary", (15,), Class.ESCAPE, "Overwrite the program that made us, by every name the kernel gives it.",
+        "runtime_binary", j.empty("found", least=60), (),
+    ),
+    Probe(
+        "runtime-binary-root", (15,), Class.ESCAPE, "The same as the sandbox's own root.",
+        "runtime_binary", j.empty("found", least=60), (), user="root",
+    ),
+    Probe(
+        "runtime-traces", (1, 24, 96, 104), Class.HOST_LEAK,
+        "Find the bundle, records and sockets of whatever made us, and our own agent's files.",
+        "runtime_traces", j.empty("found", "inner", least=30), (),
+    ),
+    Probe(
+        "runtime-traces-root", (1, 24, 96, 104), Class.HOST_LEAK, "The same as the sandbox's own root.",
+        "runtime_traces", j.empty("found", "inner", least=30), (), user="root",
+    ),
     Probe(
         "host-secrets", (1, 103), Class.HOST_LEAK,
         "Search files, environments, arguments and memory for the host's canaries.",
@@ -283,7 +329,7 @@ RESOURCES: Final = (
     ),
     Probe(
         "output-bytes", (76,), Class.HOST_DOS, "Print single bytes, here and there in turn.",
-        "output", j.all_of(j.ended("output_capped", within=40), j.capped(1 * MIB)), limits={"output_bytes": 1 * MIB},
+        "output", j.all_of(j.ended("output_capped", within=40), j.capped(MIB // 8)), limits={"output_bytes": MIB // 8},
         facts={"way": "bytes"},
     ),
     Probe(
@@ -302,7 +348,7 @@ RESOURCES: Final = (
     Probe(
         "kernel-memory", (72, 78), Class.HOST_DOS,
         "Flood the kernel with descriptors, watches, timers, signals and names.",
-        "kernel_memory", m.kernel_memory_bounded, limits={"memory_bytes": 128 * MIB, "open_files": 256},
+        "kernel_memory", m.kernel_memory_bounded, limits={**_SMALL, "memory_bytes": 128 * MIB, "open_files": 256},
     ),
     Probe(
         "scratch", (74, 75, 20), Class.HOST_DOS,

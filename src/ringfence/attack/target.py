@@ -61,6 +61,11 @@ class Target(Protocol):
         """Which runtime is attacked, for the report."""
         ...
 
+    @property
+    def forks(self) -> bool:
+        """Whether sandboxes are forks of one interpreter, so that siblings could share more than their template."""
+        ...
+
     def run(self, probe: Probe, facts: Mapping[str, Any]) -> Ran:
         """One copy of the probe's program in a fresh sandbox; `facts` reach it in its environment."""
         ...

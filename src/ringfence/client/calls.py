@@ -193,6 +193,36 @@ def stop(sandbox: str) -> Call:
     return Call("DELETE", ROOT + sandbox_path(sandbox))
 
 
+# --- published ports -------------------------------------------------------------------------------------------------
+
+
+def publish(sandbox: str, port: int, *, public: bool, wait: float) -> Call:
+    """POST a port to publish; twice is the same as once."""
+    request = wire.PublishRequest(port=port, public=public, wait_seconds=wait)
+    return _post(sandbox_path(sandbox, "/ports"), request, repeatable=True)
+
+
+def published(sandbox: str) -> Call:
+    """GET the ports a sandbox publishes."""
+    return _get(sandbox_path(sandbox, "/ports"))
+
+
+def unpublish(sandbox: str, port: int) -> Call:
+    """DELETE a published port."""
+    return Call("DELETE", ROOT + sandbox_path(sandbox, f"/ports/{int(port)}"))
+
+
+def share(sandbox: str, port: int, *, ttl: float, once: bool) -> Call:
+    """POST a new link to a published port; not repeated by itself, for each makes another."""
+    return _post(sandbox_path(sandbox, f"/ports/{int(port)}/links"), wire.LinkRequest(ttl_seconds=ttl, once=once))
+
+
+def unshare(sandbox: str, port: int, link: str | None) -> Call:
+    """DELETE a link, or every link of a port."""
+    rest = "" if link is None else f"/{quote(link, safe='')}"
+    return Call("DELETE", ROOT + sandbox_path(sandbox, f"/ports/{int(port)}/links{rest}"))
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 

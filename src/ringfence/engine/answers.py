@@ -244,6 +244,7 @@ _GUEST: Final[dict[str, tuple[type[errors.RingfenceError], str]]] = {
     "no_space": (errors.Conflict, "raise limits.scratch_bytes or remove files"),
     "io": (errors.Conflict, "the sandbox's file system or the port answered with an error"),
     "not_running": (errors.Conflict, "the process has ended"),
+    "not_listening": (errors.Conflict, "start a server on that port inside the sandbox"),
     "busy": (errors.Conflict, "wait for the other use to end"),
     "no_python": (errors.BadRequest, "give argv or shell, or use an image with Python"),
     "no_shell": (errors.BadRequest, "give argv, or use an image with a shell"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -51,6 +51,10 @@ API_RESTARTED: Final = wire.ErrorBody(
 )
 
 
+def _nobody(_: str) -> None:
+    return
+
+
 class Ledger:
     """Rows of this process, and their agreement with the node."""
 
@@ -62,6 +66,7 @@ class Ledger:
         self._active: set[str] = set()
         self._live: dict[str, tuple[str, wire.Sandbox]] = {}
         self._stopping: set[str] = set()
+        self.on_gone: Callable[[str], None] = _nobody  # told of each sandbox that ended; called once or twice
 
     # --- runs ---
 
@@ -109,6 +114,7 @@ class Ledger:
         if sandbox.state in {State.STOPPED, State.FAILED}:
             self._admission.left(tenant, sandbox.id)
             self._live.pop(sandbox.id, None)
+            self.on_gone(sandbox.id)
         else:
             self._live[sandbox.id] = (tenant, sandbox)
         self._store.sandbox_changed(tenant, sandbox)
@@ -144,6 +150,7 @@ class Ledger:
             gone = self._live.pop(sandbox_id, None)
             if gone is not None:
                 self._admission.left(gone[0], sandbox_id)
+                self.on_gone(sandbox_id)
         known = {row.id for _, row in rows}
         for sandbox in answer.sandboxes:
             if RUN_LABEL in sandbox.labels:

@@ -76,6 +76,16 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class PortRow:
+    """A published port; `record` is the edge's own."""
+
+    tenant: str
+    sandbox: str
+    port: int
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """What a list shows: newest first, older than the row named by `cursor`, carrying every one of `labels`."""
 
@@ -138,6 +148,15 @@ class Store(Protocol):
 
     def on_events(self, callback: Callable[[], None] | None) -> None:
         """Call back after each commit, from any thread; None to stop."""
+
+    def port_saved(self, row: PortRow) -> None:
+        """Queue a published port, new or changed."""
+
+    def port_removed(self, sandbox_id: str, port: int) -> None:
+        """Queue the end of a published port; does nothing when there is none."""
+
+    def ports(self) -> list[PortRow]:
+        """Every published port whose sandbox is in no terminal state; queues the end of all others."""
 
     def answered(self, claim: Claim) -> Answered | None:
         """The kept answer to an earlier use of this idempotency key."""

@@ -114,6 +114,25 @@ WHERE run = :subject AND tenant = :tenant ORDER BY id DESC LIMIT :limit;
 -- Where a tenant's stream stands.
 SELECT coalesce(max(id), 0) FROM events WHERE tenant = :tenant;
 
+-- name: port_saved
+-- A published port, as it is now.
+INSERT INTO ports (sandbox, port, tenant, record) VALUES (?, ?, ?, ?)
+ON CONFLICT (sandbox, port) DO UPDATE SET record = excluded.record WHERE ports.tenant = excluded.tenant;
+
+-- name: port_removed
+-- Published no longer.
+DELETE FROM ports WHERE sandbox = ? AND port = ?;
+
+-- name: port_live
+-- Every published port of a sandbox in no terminal state, whoever owns it: for the edge alone, when it starts.
+SELECT ports.tenant, ports.sandbox, ports.port, ports.record FROM ports
+JOIN sandboxes ON sandboxes.id = ports.sandbox AND sandboxes.tenant = ports.tenant
+WHERE sandboxes.state NOT IN ('stopped', 'failed');
+
+-- name: port_tidy
+-- A port ends with its sandbox.
+DELETE FROM ports WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'));
+
 -- name: answer_find
 -- What an idempotency key was answered before.
 SELECT request, status, body FROM answers WHERE digest = :digest AND tenant = :tenant AND expires > :now;

@@ -21,8 +21,8 @@ import msgspec
 from ringfence import wire
 from ringfence.domain.errors import PlatformFault
 from ringfence.domain.sandbox import new_id
-from ringfence.store.base import Answered, Claim, Filter, Key, NewEvent, digest_of, key_name
-from ringfence.store.queries import KEYS_SCHEMA, SCHEMA, SQL
+from ringfence.store.base import Answered, Claim, Filter, Key, NewEvent, PortRow, digest_of, key_name
+from ringfence.store.queries import KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SQL
 from ringfence.store.writer import Writer
 
 VERSION: Final = 1
@@ -123,6 +123,7 @@ class SqliteStore:
         """Open the files now; the writing thread begins with start()."""
         self._read = connect(path)
         self._write = connect(path)
+        self._write.execute(PORTS_SCHEMA)
         self._keys = connect(_keys_beside(path), KEYS_SCHEMA)
         # Both the WAL and its index are opened by name at first use: use them before privileges and paths are gone.
         self._write.execute("BEGIN IMMEDIATE")
@@ -247,6 +248,21 @@ class SqliteStore:
     def on_events(self, callback: Callable[[], None] | None) -> None:
         """See Store; called on the writing thread, so the callback hands over to its loop."""
         self._on_events = callback
+
+    # --- published ports ---
+
+    def port_saved(self, row: PortRow) -> None:
+        """See Store."""
+        self._writer.put(SQL["port_saved"], (row.sandbox, row.port, row.tenant, row.record))
+
+    def port_removed(self, sandbox_id: str, port: int) -> None:
+        """See Store."""
+        self._writer.put(SQL["port_removed"], (sandbox_id, port))
+
+    def ports(self) -> list[PortRow]:
+        """See Store."""
+        self._writer.put(SQL["port_tidy"], ())
+        return [PortRow(*row) for row in self._read.execute(SQL["port_live"])]
 
     # --- idempotency ---
 

@@ -87,6 +87,7 @@ say(
     cwd=os.getcwd(),
     environment=sorted(os.environ),
     umask=in_child(oct, os.umask(0)),
+    no_new_privileges=libc.prctl(39, 0, 0, 0, 0),
     dumpable=libc.prctl(3, 0, 0, 0, 0),
     landlock=in_child(landlock_layers),
     host_landlock=facts.get("landlock", 0),

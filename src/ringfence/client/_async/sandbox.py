@@ -240,6 +240,34 @@ class AsyncSandbox:
         """
         return Tunnel(self.client.target, self.id, port, local_port)
 
+    async def publish(
+        self, port: int, public: bool = False, *, wait: float = 10.0, deadline: float | None = None
+    ) -> str:
+        """Give a port inside a URL, and return it; requests wait `wait` seconds for a server to listen there.
+
+        Unless `public`, it is for those who send the key as X-Ringfence-Access, and for the holders of a `share` link.
+        """
+        call = calls.publish(self.id, port, public=public, wait=wait)
+        return (await self.client.fetch(wire.PublishedPort, call, deadline)).url
+
+    async def unpublish(self, port: int, *, deadline: float | None = None) -> None:
+        """Take a port's URL away; connections through it are cut."""
+        await self.client.send(calls.unpublish(self.id, port), deadline)
+
+    async def published(self, *, deadline: float | None = None) -> Sequence[wire.PublishedPort]:
+        """The ports this sandbox publishes, with their links."""
+        return (await self.client.fetch(wire.PublishedPortList, calls.published(self.id), deadline)).ports
+
+    async def share(
+        self, port: int, *, ttl: float = 600.0, once: bool = False, deadline: float | None = None
+    ) -> wire.PortLink:
+        """A link to a private port that needs no key: `url` for a browser, `token` for a header; good for `ttl` seconds."""
+        return await self.client.fetch(wire.PortLink, calls.share(self.id, port, ttl=float(ttl), once=once), deadline)
+
+    async def unshare(self, port: int, link: str | None = None, *, deadline: float | None = None) -> None:
+        """End one link by its id, or every link of a port, with whatever they let in."""
+        await self.client.send(calls.unshare(self.id, port, link), deadline)
+
     async def _finish(
         self,
         program: Mapping[str, Any],
