@@ -171,6 +171,22 @@ def test_a_file_that_nobody_closed_is_written_to_the_end(host: Host) -> None:
     assert bytes(reply.out) == b"hello"
 
 
+def test_the_c_library_knows_its_own_thread(bench: Bench, host: Host) -> None:
+    """A signal to the main thread by its handle arrives: a bare fork has renewed what the C library keeps of it."""
+    if not bench.subject.real:
+        pytest.skip("declared: no interpreter")
+    code = (
+        "import signal, threading, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('arrived'))\n"
+        "main = threading.main_thread().ident\n"
+        "threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGUSR1)).start()\n"
+        "time.sleep(0.5)\n"
+    )
+    reply = host.open("run", code=code)
+    assert reply.answer()["exit"]["code"] == 0
+    assert bytes(reply.out) == b"arrived\n"
+
+
 def test_a_large_program(host: Host) -> None:
     """Megabytes of source are no trouble."""
     reply = host.open("run", code="#" * 3_000_000 + "\nprint('reached')\n")

@@ -25,6 +25,8 @@ CORNERS = {
     "a file nobody closes": "import os\nf = open('left-open', 'w')\nf.write('hello')\nif not os.fork():\n    os._exit(0)\nos.wait()",
     "an object alive at the end": "class C:\n    def __del__(self):\n        print('gone')\nkept = C()\nprint('end')",
     "a circle alive at the end": "class C:\n    def __del__(self):\n        print('gone')\nkept = C()\nkept.itself = kept\nprint('end')",
+    "the names of its streams": "import sys\nprint(sys.stdin.name, sys.stdout.name, sys.stderr.buffer.name)",
+    "its own thread's number": "import threading\nprint(threading.main_thread().native_id == threading.get_native_id())",
     "a global used at the end": "word = 'still here'\nclass C:\n    def __del__(self):\n        print(word)\nkept = C()",
     "an error at the very end": "class C:\n    def __del__(self):\n        1 / 0\nkept = C()",
     "a module's own end": "import sys, types\nm = types.ModuleType('m')\nexec(\"class C:\\n    def __del__(self): print('m gone')\\nkept = C()\", m.__dict__)\nsys.modules['m'] = m\ndel m",

@@ -63,6 +63,7 @@ class Scene(steps.Context):
         super().__init__(orders.plan, orders.seccomp, sc.landlock_abi() if orders.kernel == PLAIN else 0)
         self.kernel = orders.kernel
         self.ids = ids_of(orders.user)
+        self.tid_address = sc.thread_id_address()  # asked now: the filter does not let anybody ask later
 
 
 # -- the steps that are not the jail's --------------------------------------------------------------------------------
@@ -352,12 +353,10 @@ def _entry(path: str, name: str) -> list[str]:
 class Guest(agent.Agent):
     """The agent where the template may have users of its own and no interpreter."""
 
-    def __init__(
-        self, orders: Orders, ids: tuple[int, int], reseeders: list[reseed.Reseeder], fresh: list[str]
-    ) -> None:
+    def __init__(self, orders: Orders, scene: Scene, reseeders: list[reseed.Reseeder], fresh: list[str]) -> None:
         self.orders = orders
-        self.ids = ids
-        super().__init__(orders.plan, CHANNEL_FD, reseeders, fresh, sc.thread_id_address())
+        self.ids = scene.ids
+        super().__init__(orders.plan, CHANNEL_FD, reseeders, fresh, scene.tid_address)
         self.base = orders.workdir
 
     def _user(self, request: dict[str, Any]) -> tuple[int, int]:
@@ -447,7 +446,7 @@ def serve(orders: Orders) -> None:
     layers = [name for name in [*layers_of(orders.kernel), "reseed"] if name not in orders.plan.without]
     ready = agent.first_frame({"ready": {"layers": layers if scene.landlock_abi else _without_landlock(layers)}})
     start = agent.serve_now if orders.plan.warm_runner else agent.serve_when_asked
-    start(lambda: Guest(orders, scene.ids, reseeders, fresh), ready)
+    start(lambda: Guest(orders, scene, reseeders, fresh), ready)
 
 
 def _without_landlock(layers: list[str]) -> list[str]:

@@ -48,7 +48,8 @@ def encode_order(order: dict[str, Any]) -> bytes:
 
 
 def _text(fd: int, mode: str, **options: Any) -> Any:
-    raw = io.FileIO(fd, mode, closefd=False)
+    raw: Any = io.FileIO(fd, mode, closefd=False)
+    raw.name = _NAMES[fd]
     buffer: Any = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
     stream: Any = io.TextIOWrapper(buffer, encoding="utf-8", **options)
     stream.mode = mode
@@ -56,6 +57,7 @@ def _text(fd: int, mode: str, **options: Any) -> Any:
 
 
 SEARCH: Final = [place for place in sys.path if place and not place.startswith("/run/ringfence")]
+_NAMES: Final = ("<stdin>", "<stdout>", "<stderr>")
 _OURS: Final = read_order.__code__.co_filename
 
 
@@ -195,6 +197,7 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
 
 def prepare() -> None:
     """Everything that can be done before the order is known."""
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as Python's own fork would have done
     _fresh_streams()
     rehearse()
 
