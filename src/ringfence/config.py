@@ -56,7 +56,7 @@ class TenantSettings(Settings, frozen=True):
 
 
 class EdgeSettings(Settings, frozen=True):
-    """Where published ports are served, and within which bounds. `port` -1 is the api's own plus one, or any free one.
+    """Where published ports are served, and within which bounds. `port` -1 is the api's own plus 1000, or any free one.
 
     `scheme` and `public_port` describe the address that users see, when a proxy stands in front.
     """

@@ -303,7 +303,9 @@ def embedded(settings: ServerSettings, tenant: str = "local") -> Iterator[Embedd
 
 
 def _private_state(settings: ServerSettings, stack: contextlib.ExitStack) -> tuple[ServerSettings, int]:
-    changed = msgspec.structs.replace(settings, host="127.0.0.1", port=0, templates=str(settings.templates_dir))
+    edge = msgspec.structs.replace(settings.edge, enabled=False)  # nobody is there to be given a URL
+    places = {"host": "127.0.0.1", "port": 0, "templates": str(settings.templates_dir)}
+    changed = msgspec.structs.replace(settings, edge=edge, **places)
     try:
         return changed, take_state(changed)
     except (Conflict, OSError):

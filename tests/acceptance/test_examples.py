@@ -16,6 +16,13 @@ SAYS = {
     "stream_output.py": ["stdout: 3", "stderr: lift-off", "ended: exited", "seen enough of run r"],
     "session.py": ["shell: 2 lines", "watched: remove", "process said: ['HELLO', 'GOODBYE']", "stopped: stopped"],
     "background_server_tunnel.py": ["<h1>served from inside</h1>"],
+    "ingress_publish.py": [
+        "a stranger: refused with 404",
+        "its owner: <h1>served from inside</h1>",
+        "a guest: <h1>served from inside</h1>",
+        "a guest, revoked: refused with 404",
+        "everybody: <h1>served from inside</h1>",
+    ],
     "many_runs.py": ["50 exited 0", "25 exited 3", "25 signalled None"],
 }
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ringfence.attack import command, table
+from ringfence import wire
+from ringfence.attack import command, matrix, table
 from ringfence.attack.observation import Ran
-from ringfence.attack.runner import Attack
+from ringfence.attack.runner import Attack, Result
 from ringfence.domain.errors import BadRequest, RingfenceError
-from tests.attacks.conftest import TEMPLATES
+from tests.attacks.conftest import TEMPLATES, need
 
 needs_template = pytest.mark.skipif(not (TEMPLATES / "index" / "base.json").exists(), reason="no built template")
 
@@ -88,6 +90,73 @@ def test_it_starts_a_server_of_its_own_and_reports_in_json(capsys: pytest.Captur
         ("landlock", "jail", True),
         ("devices", "jail", True),
     ]
+
+
+OFFERED = [
+    wire.Runtime(name="jail", available=True, capabilities={"users": ["root", "user"]}),
+    wire.Runtime(name="container", available=True, capabilities={"users": ["root", "user"]}),
+    wire.Runtime(name="gvisor", available=False, reason="runsc is not installed"),
+]
+
+
+def test_all_means_every_runtime_that_is_there_and_names_the_others() -> None:
+    """A runtime that is absent is a column with its reason; it is not left out in silence."""
+    columns = command.columns(OFFERED, {"all_": True})
+    assert columns.runtimes == ("jail", "container")
+    assert columns.absent == {"gvisor": "runsc is not installed"}
+
+
+def test_an_absent_runtime_cannot_be_asked_for() -> None:
+    """Attacking what is not there is no success, and the reason is told; so is an unknown name."""
+    with pytest.raises(BadRequest, match="runsc is not installed"):
+        command.columns(OFFERED, {"isolation": "gvisor"})
+    with pytest.raises(BadRequest, match="no such runtime"):
+        command.columns(OFFERED, {"isolation": "chroot"})
+
+
+def test_auto_is_the_first_runtime() -> None:
+    """Without a word the runtime is attacked that a request without a word would get."""
+    assert command.columns(OFFERED, {}).runtimes == ("jail",)
+
+
+def test_all_and_one_cannot_both_be_meant() -> None:
+    """Contradicting options are refused before anything is started."""
+    with pytest.raises(BadRequest, match="choose"):
+        command.main({"all_": True, "isolation": "jail"})
+
+
+@needs_template
+def test_all_attacks_every_runtime_side_by_side(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One entry for each probe and runtime in JSON, and a document that names every cell."""
+    for runtime in ("container", "gvisor"):
+        need(runtime)
+    saved = tmp_path / "matrix.md"
+    assert command.main({"names": ["landlock", "devices"], "all_": True, "json": True, "save": str(saved)}) == 0
+    found = json.loads(capsys.readouterr().out)
+    runtimes = ("jail", "container", "gvisor")
+    cells = [(row["name"], row["runtime"]) for row in found["probes"]]
+    assert cells == [(name, runtime) for name in ("landlock", "devices") for runtime in runtimes]
+    assert all({"name", "class", "runtime", "held", "seen"} <= set(row) for row in found["probes"])
+    assert set(matrix.compared(saved.read_text())) == set(cells)
+
+
+def test_the_table_on_a_screen_shows_each_runtime_and_what_broke(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a probe with a word for each runtime; below a breach, what was seen, in printable characters."""
+    tell = command.printer(matrix.Columns(("jail", "gvisor"), {}), command.painter(colour=False))
+    common = {"rows": (1,), "klass": "Escape", "tries": "Try.", "seconds": 0.1}
+    tell((
+        Result("a", runtime="jail", held=True, seen="fine", **common),
+        Result("a", runtime="gvisor", held=True, seen="fine", differs="So.", **common),
+    ))  # fmt: skip
+    tell((
+        Result("b", runtime="jail", held=False, seen="\x1b[31mshadow", **common),
+        Result("b", runtime="gvisor", held=True, seen="fine", **common),
+    ))  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["jail", "gvisor", "class", "probe"]
+    assert lines[1].split() == ["held", "differs", "Escape", "a"]
+    assert lines[2].split() == ["BREACH", "held", "Escape", "b"]
+    assert lines[3].strip() == "jail: ?[31mshadow"
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_two_sandboxes_of_a_tool_have_different_users(tooled: Node, ringed: Live
 
 @pytest.mark.row(152)
 def test_a_sandbox_dies_with_its_tool(tooled: Node) -> None:
-    """Killing the tool from the host takes all it made along, gVisor's kernel included; runc by itself leaves it alive."""
+    """Killing the tool from the host takes all it made along, gVisor's kernel included; runc by itself would not."""
     sandbox = tooled.claim()
     start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "60"]})
     tooled.perform(sandbox, {"op": "run", "code": "print('first')"})

@@ -30,7 +30,7 @@ def test_every_row_is_tested_or_excused() -> None:
 
 
 def test_every_row_of_the_other_runtimes_is_tried_on_them() -> None:
-    """The rows that apply to containers and gVisor are in the matrix, tried through the API there, or held elsewhere."""
+    """The rows that apply to containers and gVisor are in the matrix, tried through the API, or held elsewhere."""
     by_probe = {row for probe in table.PROBES for row in probe.rows}
     by_api = marked(Path(__file__).parent / "test_runtimes.py")
     elsewhere = set(NOT_YET) | set(WHATEVER_THE_RUNTIME)

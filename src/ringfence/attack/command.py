@@ -77,7 +77,8 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
-def _painter(colour: bool) -> Callable[[str], str]:
+def painter(*, colour: bool) -> Callable[[str], str]:
+    """Words for a screen, all of one width."""
     painted = colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def paint(word: str) -> str:
@@ -87,7 +88,7 @@ def _painter(colour: bool) -> Callable[[str], str]:
     return paint
 
 
-def _printer(columns: Columns, paint: Callable[[str], str]) -> Callable[[Row], None]:
+def printer(columns: Columns, paint: Callable[[str], str]) -> Callable[[Row], None]:
     """One line a probe, with a column for each runtime; below it what was seen where a fence did not hold."""
     widths = [max(WIDTH, len(name)) for name in columns.runtimes]
     if len(widths) > 1:
@@ -110,7 +111,7 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
-def _columns(offered: Sequence[wire.Runtime], options: Mapping[str, Any]) -> Columns:
+def columns(offered: Sequence[wire.Runtime], options: Mapping[str, Any]) -> Columns:
     """Which runtimes to attack. Raises BadRequest when one that was named, or every one, is absent."""
     present = tuple(found.name for found in offered if found.available)
     absent = {found.name: found.reason for found in offered if not found.available}
@@ -167,7 +168,7 @@ def attacked(
 def main(options: Mapping[str, Any]) -> int:
     """Carry out the chosen probes; 0 when all held, 1 when any did not. Raises RingfenceError when none could run."""
     probes = chosen(list(options.get("names") or ()))
-    as_json, paint = bool(options.get("json")), _painter(bool(options.get("colour", True)))
+    as_json, paint = bool(options.get("json")), painter(colour=bool(options.get("colour", True)))
     if options.get("list_"):
         _listed(probes, as_json)
         return ALL_HELD
@@ -176,11 +177,11 @@ def main(options: Mapping[str, Any]) -> int:
     begun = time.monotonic()
     with _client(options.get("url"), options.get("state")) as client:
         offered = client.runtimes()
-        columns = _columns(offered, options)
-        probes, skipped = _applicable(offered, columns, probes)
-        tell = (lambda _: None) if as_json else _printer(columns, paint)
-        rows = attacked(client, columns, probes, tell)
-    _summary(columns, rows, skipped, time.monotonic() - begun, as_json)
+        meant = columns(offered, options)
+        probes, skipped = _applicable(offered, meant, probes)
+        tell = (lambda _: None) if as_json else printer(meant, paint)
+        rows = attacked(client, meant, probes, tell)
+    _summary(meant, rows, skipped, time.monotonic() - begun, as_json)
     if options.get("save"):
-        Path(options["save"]).write_text(markdown(columns, rows, str(options["save"])))
+        Path(options["save"]).write_text(markdown(meant, rows, str(options["save"])))
     return ALL_HELD if all(result.held for row in rows for result in row) else SOME_BREACHED

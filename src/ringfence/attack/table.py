@@ -248,7 +248,7 @@ FILES: Final = (
     Probe(
         "output-traps", (3, 8, 9), Class.HOST_LEAK,
         "Leave links out, a pipe, a socket and a huge sparse file where results are collected.",
-        "output_traps", m.traps_defused,
+        "output_traps", m.traps_defused, limits={"scratch_bytes": 128 * MIB}, facts={"big": 120 * MIB},
         collect=tuple(f"out/{name}" for name in ("r", "d", "p", "up", "loop", "fifo", "sparse", "big", "null",
         "socket", "many")),
     ),

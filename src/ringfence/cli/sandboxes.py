@@ -24,6 +24,7 @@ from ringfence.cli.options import (
     template_option,
 )
 from ringfence.cli.output import ProgramOutput, Screen, moment, size, span
+from ringfence.cli.publishing import ports, publish, unpublish
 from ringfence.cli.shell import shell
 from ringfence.cli.tunnels import tunnel
 from ringfence.client import DeadlineExceeded, Process, Sandbox
@@ -50,6 +51,9 @@ def sandbox() -> None:
 sandbox.add_command(cp)
 sandbox.add_command(shell)
 sandbox.add_command(tunnel)
+sandbox.add_command(publish)
+sandbox.add_command(unpublish)
+sandbox.add_command(ports)
 
 
 @sandbox.command(

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 
-from ringfence.attack.probes.prelude import attempt, say
+from ringfence.attack.probes.prelude import attempt, facts, say
 
 
 def very_many() -> None:
@@ -25,7 +25,9 @@ made = {
     "loop": attempt(os.symlink, "loop", "loop"),
     "fifo": attempt(os.mkfifo, "fifo"),
     "sparse": attempt(lambda: os.truncate(os.open("sparse", os.O_CREAT | os.O_RDWR), 1 << 40)),
-    "sparse within bounds": attempt(lambda: os.truncate(os.open("big", os.O_CREAT | os.O_RDWR), 900 << 20)),
+    "sparse within bounds": attempt(
+        lambda: os.truncate(os.open("big", os.O_CREAT | os.O_RDWR), facts.get("big", 900 << 20))
+    ),
     "null": attempt(os.symlink, "/dev/zero", "null"),
 }
 with socket.socket(socket.AF_UNIX) as sock:

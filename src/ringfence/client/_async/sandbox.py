@@ -252,7 +252,7 @@ class AsyncSandbox:
 
     async def unpublish(self, port: int, *, deadline: float | None = None) -> None:
         """Take a port's URL away; connections through it are cut."""
-        await self.client.send(calls.unpublish(self.id, port), deadline)
+        await self._do(calls.unpublish(self.id, port), deadline)
 
     async def published(self, *, deadline: float | None = None) -> Sequence[wire.PublishedPort]:
         """The ports this sandbox publishes, with their links."""
@@ -261,12 +261,15 @@ class AsyncSandbox:
     async def share(
         self, port: int, *, ttl: float = 600.0, once: bool = False, deadline: float | None = None
     ) -> wire.PortLink:
-        """A link to a private port that needs no key: `url` for a browser, `token` for a header; good for `ttl` seconds."""
+        """A link to a private port: `url` for browsers, `token` for the header; for `ttl` seconds, without a key."""
         return await self.client.fetch(wire.PortLink, calls.share(self.id, port, ttl=float(ttl), once=once), deadline)
 
     async def unshare(self, port: int, link: str | None = None, *, deadline: float | None = None) -> None:
         """End one link by its id, or every link of a port, with whatever they let in."""
-        await self.client.send(calls.unshare(self.id, port, link), deadline)
+        await self._do(calls.unshare(self.id, port, link), deadline)
+
+    async def _do(self, call: Call, deadline: float | None) -> None:
+        await self.client.transport.call(call, self.client.transport.deadline(deadline))
 
     async def _finish(
         self,

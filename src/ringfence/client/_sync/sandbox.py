@@ -242,6 +242,35 @@ class Sandbox:
         """
         return Tunnel(self.client.target, self.id, port, local_port)
 
+    def publish(self, port: int, public: bool = False, *, wait: float = 10.0, deadline: float | None = None) -> str:
+        """Give a port inside a URL, and return it; requests wait `wait` seconds for a server to listen there.
+
+        Unless `public`, it is for those who send the key as X-Ringfence-Access, and for the holders of a `share` link.
+        """
+        call = calls.publish(self.id, port, public=public, wait=wait)
+        return (self.client.fetch(wire.PublishedPort, call, deadline)).url
+
+    def unpublish(self, port: int, *, deadline: float | None = None) -> None:
+        """Take a port's URL away; connections through it are cut."""
+        self._do(calls.unpublish(self.id, port), deadline)
+
+    def published(self, *, deadline: float | None = None) -> Sequence[wire.PublishedPort]:
+        """The ports this sandbox publishes, with their links."""
+        return (self.client.fetch(wire.PublishedPortList, calls.published(self.id), deadline)).ports
+
+    def share(
+        self, port: int, *, ttl: float = 600.0, once: bool = False, deadline: float | None = None
+    ) -> wire.PortLink:
+        """A link to a private port: `url` for browsers, `token` for the header; for `ttl` seconds, without a key."""
+        return self.client.fetch(wire.PortLink, calls.share(self.id, port, ttl=float(ttl), once=once), deadline)
+
+    def unshare(self, port: int, link: str | None = None, *, deadline: float | None = None) -> None:
+        """End one link by its id, or every link of a port, with whatever they let in."""
+        self._do(calls.unshare(self.id, port, link), deadline)
+
+    def _do(self, call: Call, deadline: float | None) -> None:
+        self.client.transport.call(call, self.client.transport.deadline(deadline))
+
     def _finish(
         self,
         program: Mapping[str, Any],
