@@ -61,7 +61,7 @@ def fate(end: End, oom_kills_before: int = 0) -> Fate:
 
 
 def _judged(said: GuestExit, header: RunEnd, oom_kills_before: int) -> wire.Exit:
-    killed = said.signal == KILLED or said.code == SHELL_KILLED
+    killed = said.signal == KILLED or said.code == SHELL_KILLED or (header.oom_hidden and said.code != 0)
     if said.how in {"exited", "signalled"} and killed and header.oom_kills > oom_kills_before:
         return wire.Exit(
             how=How.OUT_OF_MEMORY, code=said.code, signal=said.signal, reason="the memory limit was reached"

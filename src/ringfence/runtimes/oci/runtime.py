@@ -203,6 +203,8 @@ class Oci:
             users=frozenset({"user", "root"}),
             enforces=self._groups.enforces,
             limits_by=self._groups.kind,
+            # There the host ends a thread of gVisor's, and the program in it is said to have exited.
+            sees_oom=self._kernel != GVISOR,
         )
 
     def layers(self) -> list[Layer]:
