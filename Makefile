@@ -6,7 +6,7 @@ SECONDS ?= 60
 TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench fuzz test-cgroup-v2 clean
+.PHONY: help setup demo test check bench fuzz compat test-cgroup-v2 clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,10 @@ fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60
 	@mkdir -p build/fuzz
 	@cd build/fuzz && for target in ../../tests/fuzz/fuzz_*.py; do \
 	    ../../$(PYTHON) $$target -max_total_time=$(SECONDS) . ../../tests/fuzz/corpus || exit 1; done
+
+compat: setup  ## Compare 600 programs on the host and in every sandbox, into docs/compatibility.md (half an hour)
+	@tools/setup.sh runc runsc
+	@$(PYTHON) -m tests.compat.run $(ARGS)
 
 test-cgroup-v2:  ## Run the limit tests in a small virtual machine that has only cgroup v2
 	@tools/setup.sh qemu-system-x86
