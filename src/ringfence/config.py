@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from ringfence.domain.egress import Floor, floor_from
 from ringfence.domain.errors import BadRequest
 from ringfence.domain.limits import BOUNDS, WHOLE, Limits, limits_from
 from ringfence.wire import DEFAULT_PORT
@@ -92,6 +93,23 @@ class EdgeSettings(Settings, frozen=True):
                 raise BadRequest(f"settings: edge.trusted_proxies: {error}", code="bad_settings") from None
 
 
+class EgressSettings(Settings, frozen=True):
+    """What the operator says of sandboxes' networks, below every tenant's policy."""
+
+    permit: list[str] = []  # private networks that may be reached all the same: an internal mirror, say
+    deny: list[str] = []  # further networks that may not: a control plane at public addresses, say
+    resolvers: list[str] = []  # addresses of name servers; the host's own otherwise
+
+    def floor(self) -> Floor:
+        """The networks as a floor. Raises BadRequest."""
+        for server in self.resolvers:
+            try:
+                ipaddress.ip_address(server)
+            except ValueError as error:
+                raise BadRequest(f"settings: egress.resolvers: {error}", code="bad_settings") from None
+        return floor_from(self.deny, self.permit)
+
+
 class ServerSettings(Settings, frozen=True):
     """What `ringfence serve` needs to know."""
 
@@ -116,6 +134,7 @@ class ServerSettings(Settings, frozen=True):
     tenant: TenantSettings = TenantSettings()
     tenants: dict[str, TenantSettings] = {}
     edge: EdgeSettings = EdgeSettings()
+    egress: EgressSettings = EgressSettings()
 
     @property
     def state_dir(self) -> Path:
@@ -242,6 +261,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     for ceiling in (settings.tenant, *settings.tenants.values()):
         ceiling.most()
     settings.edge.check()
+    settings.egress.floor()
     return settings
 
 

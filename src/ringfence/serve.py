@@ -137,7 +137,9 @@ class Supervisor:
         self._ready = False
         uid, _ = api_ids(settings.user)
         places = ["--state", str(settings.state_dir), "--templates", str(settings.templates_dir)]
-        self._node = Child("node", ["ringfence.node", *places, "--api-uid", str(uid)])
+        egress = [f"--egress-{name}={value}" for name in ("permit", "deny") for value in getattr(settings.egress, name)]
+        egress += [f"--resolver={address}" for address in settings.egress.resolvers]
+        self._node = Child("node", ["ringfence.node", *places, "--api-uid", str(uid), *egress])
         words = ["ringfence.api", "--listen-fd", str(listener.fileno()), "--parent", str(os.getpid())]
         fds: tuple[int, ...] = (listener.fileno(),)
         if published is not None:

@@ -90,6 +90,7 @@ def policy_of(settings: ServerSettings) -> Policy:
         keep_seconds=settings.keep_days * 86_400,
         keep_runs=settings.keep_runs,
         keep_events=settings.keep_events,
+        floor=settings.egress.floor(),
     )
 
 

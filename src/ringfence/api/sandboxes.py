@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, delete, get, post, put
 from litestar.params import JSONBody, QueryParameter
 
 from ringfence import wire
@@ -59,10 +59,16 @@ async def extend_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wir
     return await engine_of(request).sandboxes.extend(tenant_of(request), sandbox_id, data.ttl_seconds)
 
 
+@put("/v1/sandboxes/{sandbox_id:str}/egress", opt=KEY, status_code=200, tags=["sandboxes"])
+async def put_egress(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.EgressRequest]) -> wire.Sandbox:
+    """Replace what a sandbox may reach. What is not allowed any more is cut before the answer."""
+    return await engine_of(request).sandboxes.allow(tenant_of(request), sandbox_id, data.egress)
+
+
 @delete("/v1/sandboxes/{sandbox_id:str}", opt=KEY, status_code=200, tags=["sandboxes"])
 async def stop_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
     """Stop a sandbox; answered when nothing of it is left. One that ended already is shown as it ended."""
     return await engine_of(request).sandboxes.stop(tenant_of(request), sandbox_id)
 
 
-ROUTES: Final[list[Any]] = [create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, stop_sandbox]
+ROUTES: Final[list[Any]] = [create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, put_egress, stop_sandbox]

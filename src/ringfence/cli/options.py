@@ -101,7 +101,22 @@ limit_option = click.option(
 )
 env_option = click.option("--env", "-e", "env", multiple=True, metavar="NAME=VALUE", help="A variable; repeatable.")
 template_option = click.option("--template", "-t", metavar="NAME", help="What the sandbox is made of (default: base).")
+egress_option = click.option(
+    "--egress",
+    "egress_",
+    multiple=True,
+    metavar="NAME",
+    help="What it may reach: a host, as api.example.com or *.example.com, or a bundle, as pypi; repeatable.",
+)
 isolation_option = click.option("--isolation", metavar="RUNTIME", help="How it is isolated (default: auto).")
+
+
+def egress(words: tuple[str, ...]) -> dict[str, Any] | str | None:
+    """The policy that some words mean: a bundle has no dot in its name, a host has. "none" stands alone."""
+    if words == ("none",):
+        return "none"
+    hosts = [word for word in words if "." in word]
+    return {"allow": hosts, "bundles": [word for word in words if "." not in word]} if words else None
 
 
 def said(**values: Any) -> dict[str, Any]:

@@ -20,20 +20,26 @@ from ringfence.domain.errors import NotFound
 from ringfence.domain.process import Timings, Usage
 
 QUIET_SECONDS: Final = 0.5  # kept events arrive at once; after this long there were no more of them
+DENIED: Final = "egress.denied"
 PHASES: Final = ("queue", "claim", "start", "run", "collect")
 
 
 @click.command(
     epilog=examples(
         "ringfence why rabc...     # the id that `ringfence run` or a create printed",
+        "ringfence why sabc... --denied",
     )
 )
 @click.argument("id_", metavar="ID")
+@click.option("--denied", is_flag=True, help="Only what its egress policy did not let it reach, and why.")
 @server_options
-def why(shared: Shared, id_: str) -> None:
+def why(shared: Shared, id_: str, denied: bool) -> None:
     """Explain why a run or a sandbox ended as it did, and where its time went."""
     with shared.client() as client:
         found = client.why(id_)
+    if denied:
+        _denied(shared.screen, [event for event in found.events if event.type == DENIED])
+        return
     if shared.screen.json:
         shared.screen.data(found)
         return
@@ -50,6 +56,22 @@ def why(shared: Shared, id_: str) -> None:
     _numbers(screen, found.timings, found.usage)
     if found.events:
         screen.table(("WHEN", "EVENT", "DETAILS"), map(_event_cells, found.events))
+
+
+def _denied(screen: Screen, events: list[wire.Event]) -> None:
+    if screen.json:
+        for event in events:
+            screen.data(event)
+    elif not events:
+        screen.line("Nothing was denied.")
+    else:
+        screen.table(("WHEN", "WHERE TO", "HOW", "WHY"), map(_denied_cells, events))
+
+
+def _denied_cells(event: wire.Event) -> tuple[str, str, str, str]:
+    data = event.data
+    place = f"{data.get('name') or data.get('address')}:{data.get('port')}"
+    return moment(event.time), place, str(data.get("protocol")), str(data.get("reason"))
 
 
 def _numbers(screen: Screen, timings: Timings | None, usage: Usage | None) -> None:

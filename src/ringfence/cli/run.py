@@ -14,6 +14,8 @@ from ringfence.cli.groups import examples
 from ringfence.cli.lazy import loaded
 from ringfence.cli.options import (
     Shared,
+    egress,
+    egress_option,
     env_option,
     isolation_option,
     label_option,
@@ -50,6 +52,7 @@ from ringfence.client.settings import configured
 @env_option
 @click.option("--cwd", metavar="PATH", help="Where it starts (default: /home/user).")
 @isolation_option
+@egress_option
 @label_option
 @click.option("--no-stdin", is_flag=True, help="Do not read what is piped in.")
 @server_options
@@ -92,6 +95,7 @@ def _options(rest: dict[str, Any], stdin: bytes | None) -> dict[str, Any]:
         stdin=stdin,
         template=rest["template"],
         isolation=rest["isolation"],
+        egress=egress(rest["egress_"]),
         timeout=rest["timeout"],
         cwd=rest["cwd"],
         env=pairs(rest["env"], "--env"),

@@ -12,6 +12,8 @@ from ringfence.cli.copying import cp
 from ringfence.cli.groups import Subcommands, examples
 from ringfence.cli.options import (
     Shared,
+    egress,
+    egress_option,
     env_option,
     isolation_option,
     label_option,
@@ -67,10 +69,12 @@ sandbox.add_command(ports)
 @limit_option
 @label_option
 @isolation_option
+@egress_option
 @server_options
 def create(shared: Shared, template: str | None, ttl: float, isolation: str | None, **rest: Any) -> None:
     """Create a sandbox and print its id."""
-    options = said(template=template, isolation=isolation, limits=limits(rest["limits_"]))
+    reach = egress(rest["egress_"])
+    options = said(template=template, isolation=isolation, limits=limits(rest["limits_"]), egress=reach)
     with shared.client() as client:
         made = Sandbox.create(client=client, ttl=ttl, labels=pairs(rest["labels"], "--label"), **options)
     if shared.screen.json:

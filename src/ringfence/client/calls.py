@@ -39,6 +39,7 @@ class RunOptions(TypedDict, total=False):
     limits: Mapping[str, float]
     timeout: float
     labels: Mapping[str, str]
+    egress: wire.Egress
 
 
 class ProcessOptions(TypedDict, total=False):
@@ -186,6 +187,12 @@ def list_sandboxes(labels: Mapping[str, str] | None, state: str | None, limit: i
 def extend(sandbox: str, ttl_seconds: float) -> Call:
     """POST a new expiry, counted from now; twice is the same as once."""
     return _post(sandbox_path(sandbox, "/extend"), wire.ExtendRequest(ttl_seconds=ttl_seconds), repeatable=True)
+
+
+def allow(sandbox: str, egress: wire.Egress) -> Call:
+    """PUT another egress policy; twice is the same as once."""
+    body = encoded(wire.EgressRequest(egress=egress))
+    return Call("PUT", ROOT + sandbox_path(sandbox, "/egress"), (), body, (JSON_TYPE,), repeatable=True)
 
 
 def stop(sandbox: str) -> Call:

@@ -47,17 +47,22 @@ class AsyncSandbox:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, float] | None = None,
         isolation: str = "auto",
+        egress: wire.Egress = None,
         client: AsyncClient | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
     ) -> Self:
-        """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses."""
+        """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses.
+
+        `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
+        """
         request = wire.SandboxRequest(
             template=template,
             isolation=isolation,
             limits=dict(limits or {}),
             labels=dict(labels or {}),
             ttl_seconds=float(ttl),
+            egress=egress,
         )
         return await cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -135,6 +140,11 @@ class AsyncSandbox:
     async def extend(self, ttl: float, *, deadline: float | None = None) -> wire.Sandbox:
         """Let it live until `ttl` seconds from now."""
         self.info = await self.client.fetch(wire.Sandbox, calls.extend(self.id, float(ttl)), deadline)
+        return self.info
+
+    async def allow(self, egress: wire.Egress, *, deadline: float | None = None) -> wire.Sandbox:
+        """Replace what it may reach; connections that this does not allow are cut. Needs one made with `egress`."""
+        self.info = await self.client.fetch(wire.Sandbox, calls.allow(self.id, egress), deadline)
         return self.info
 
     async def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:

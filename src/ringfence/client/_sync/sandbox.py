@@ -49,17 +49,22 @@ class Sandbox:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, float] | None = None,
         isolation: str = "auto",
+        egress: wire.Egress = None,
         client: Client | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
     ) -> Self:
-        """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses."""
+        """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses.
+
+        `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
+        """
         request = wire.SandboxRequest(
             template=template,
             isolation=isolation,
             limits=dict(limits or {}),
             labels=dict(labels or {}),
             ttl_seconds=float(ttl),
+            egress=egress,
         )
         return cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -137,6 +142,11 @@ class Sandbox:
     def extend(self, ttl: float, *, deadline: float | None = None) -> wire.Sandbox:
         """Let it live until `ttl` seconds from now."""
         self.info = self.client.fetch(wire.Sandbox, calls.extend(self.id, float(ttl)), deadline)
+        return self.info
+
+    def allow(self, egress: wire.Egress, *, deadline: float | None = None) -> wire.Sandbox:
+        """Replace what it may reach; connections that this does not allow are cut. Needs one made with `egress`."""
+        self.info = self.client.fetch(wire.Sandbox, calls.allow(self.id, egress), deadline)
         return self.info
 
     def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:

@@ -1,0 +1,1 @@
+"""The edge: ports inside sandboxes, reached from outside by a name of their own."""
