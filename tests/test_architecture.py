@@ -30,6 +30,7 @@ FLOORS = {
     "ringfence.config": 2,
     "ringfence.templates": 3,
     "ringfence.runtimes": 3,
+    "ringfence.network": 3,
     "ringfence.store": 3,
     "ringfence.node": 4,
     "ringfence.engine": 4,

@@ -84,6 +84,11 @@ class ErrorAnswer(Answer, frozen=True):
 # --- one-shot runs ---------------------------------------------------------------------------------------------------
 
 
+# What a sandbox may reach: "none", a list of rules (names, or tables with domain or cidr, ports, protocol, methods,
+# paths), or a table with allow, bundles and max_bytes. null: what the template says, which says none by default.
+Egress = str | list[str | dict[str, Any]] | dict[str, Any] | None
+
+
 class RunRequest(Request, frozen=True):
     """Run one program in a fresh sandbox: `code`, `argv` or `shell`.
 
@@ -107,6 +112,7 @@ class RunRequest(Request, frozen=True):
     timeout: Seconds | None = None
     labels: dict[str, str] = {}
     stream: bool = False
+    egress: Egress = None
 
 
 class Collected(Answer, frozen=True, omit_defaults=True):
@@ -165,6 +171,13 @@ class SandboxRequest(Request, frozen=True):
     limits: dict[str, Any] = {}
     labels: dict[str, str] = {}
     ttl_seconds: Seconds = 300.0
+    egress: Egress = None
+
+
+class EgressRequest(Request, frozen=True):
+    """Replace what a sandbox may reach. What the new policy does not allow is cut before the answer comes."""
+
+    egress: Egress
 
 
 class ExtendRequest(Request, frozen=True):
@@ -188,6 +201,7 @@ class Sandbox(Answer, frozen=True):
     limits: Limits | None = None
     layers: list[str] = []
     limits_by: str = ""
+    egress: dict[str, Any] = {}
     exit: Exit | None = None
     error: ErrorBody | None = None
     usage: Usage | None = None

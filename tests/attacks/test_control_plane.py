@@ -17,6 +17,9 @@ NOWHERE = "s" + "a" * 26
 
 # What each route needs besides its id, so that a request is refused for whose it is and not for what it says.
 BODIES: dict[str, dict[str, Any]] = {
+    "egress": {"egress": "none"},
+    "ports": {"port": 8000},
+    "links": {"ttl_seconds": 60},
     "extend": {"ttl_seconds": 60},
     "processes": {"argv": ["true"]},
     "signal": {"signal": "TERM"},
@@ -42,13 +45,9 @@ def requests_on(document: dict[str, Any], values: dict[str, str]) -> list[tuple[
 def asked(client: httpx.Client, method: str, path: str) -> tuple[int, bytes]:
     """Status and body; the ids in a body are blanked, so that two answers can be compared."""
     word = path.partition("?")[0].rpartition("/")[2]
-    body = BODIES.get(word) if method == "POST" else None
+    body = BODIES.get(word) if method == "POST" or word == "egress" else None
     content = b"" if method == "PUT" or word == "input" else None
-    answer = (
-        client.request(method, path, json=body, content=content)
-        if body
-        else client.request(method, path, content=content)
-    )
+    answer = client.request(method, path, json=body) if body else client.request(method, path, content=content)
     return answer.status_code, answer.content
 
 
@@ -62,8 +61,9 @@ def test_another_tenants_things_do_not_exist(
     pid = str(mine.start({"argv": ["sleep", "60"], "detach": True}).json()["pid"])
     ran = run("print(1)")["id"]
     document = http.get("/openapi.json").json()
-    theirs = {"sandbox_id": mine.info["id"], "run_id": ran, "pid": pid, "subject": mine.info["id"]}
-    nobodys = {"sandbox_id": NOWHERE, "run_id": "r" + NOWHERE[1:], "pid": pid, "subject": NOWHERE}
+    ports = {"port": "8000", "link": "l" + NOWHERE[1:]}
+    theirs = {"sandbox_id": mine.info["id"], "run_id": ran, "pid": pid, **ports, "subject": mine.info["id"]}
+    nobodys = {"sandbox_id": NOWHERE, "run_id": "r" + NOWHERE[1:], "pid": pid, **ports, "subject": NOWHERE}
     for (method, path), (_, other) in zip(requests_on(document, theirs), requests_on(document, nobodys), strict=True):
         status, body = asked(stranger, method, path)
         expected, blank = asked(stranger, method, other)

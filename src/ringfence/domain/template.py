@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ringfence.domain.egress import NOTHING, Policy, policy_from
 from ringfence.domain.errors import BadRequest
 from ringfence.domain.limits import Limits, limits_from
 
@@ -72,6 +73,7 @@ class Template:
     zygote: ZygoteMode = ZygoteMode.FORK
     pool: PoolPolicy = field(default_factory=PoolPolicy)
     image: Image | None = None
+    egress: Policy = NOTHING  # of a sandbox whose request says nothing of it
 
 
 def _matching(pattern: re.Pattern[str], what: str, values: object) -> tuple[str, ...]:
@@ -198,6 +200,7 @@ def template_from(table: dict[str, Any]) -> Template:
         zygote=ZygoteMode(zygote),
         pool=_pool(table.get("pool", {})),
         image=image,
+        egress=policy_from(table.get("egress")),
     )
 
 

@@ -56,6 +56,7 @@ class RunEnd(NodeAnswer, frozen=True):
     sandbox: str | None = None
     override: Override | None = None
     oom_kills: int = 0
+    oom_hidden: bool = False  # no signal shows a kill for memory
     usage: Usage | None = None
     timings: Timings | None = None
 
@@ -75,6 +76,7 @@ class NodeSandbox(Known, frozen=True):
     limits: Limits | None = None
     layers: list[str] = []
     limits_by: str = ""
+    egress: dict[str, Any] = {}
     exit: wire.Exit | None = None
     usage: Usage | None = None
 
@@ -93,6 +95,7 @@ class NodeSandbox(Known, frozen=True):
             limits=self.limits,
             layers=self.layers,
             limits_by=self.limits_by,
+            egress=self.egress,
             exit=self.exit,
             usage=self.usage,
             timings=timings,

@@ -120,7 +120,10 @@ class Engine:
             sandbox = await self.sandboxes.get(tenant, subject)
             return why.of_sandbox(sandbox, self.store.events_about(tenant, subject, 100))
         run = await self.runs.get(tenant, subject)
-        return why.of_run(run, run.limits, self.store.events_about(tenant, checks.identifier(subject, "r"), 100))
+        events = self.store.events_about(tenant, checks.identifier(subject, "r"), 100)
+        if run.sandbox is not None:  # what it was denied is told of the sandbox it had
+            events = sorted([*events, *self.store.events_about(tenant, run.sandbox, 100)], key=lambda event: event.id)
+        return why.of_run(run, run.limits, events)
 
 
 async def _every(seconds: float, act: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
+from ringfence import wire
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, policy_from, policy_to
 from ringfence.domain.errors import BadRequest, OverQuota
 from ringfence.domain.limits import Limits, limits_from
 
@@ -46,6 +48,11 @@ class Policy:
     keep_seconds: float = 30 * 86_400.0
     keep_runs: int = 200_000
     keep_events: int = 100_000
+    floor: Floor = DEFAULT_FLOOR  # below every egress policy
+
+    def egress(self, wanted: wire.Egress) -> dict[str, Any]:
+        """The node's words for an egress policy; none for none asked. Raises BadRequest with the rule's index."""
+        return {} if wanted is None else {"egress": policy_to(policy_from(wanted, self.floor))}
 
     def isolation(self, wanted: str) -> str:
         """The runtime asked for. Raises BadRequest when the operator does not offer it."""

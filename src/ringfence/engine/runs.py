@@ -32,10 +32,19 @@ _encode: Final = msgspec.json.Encoder().encode
 class Prepared:
     """A checked request, ready to start."""
 
-    __slots__ = ("limits", "request", "run", "stdin", "tenant", "words")
+    __slots__ = ("egress", "limits", "request", "run", "stdin", "tenant", "words")
 
-    def __init__(self, tenant: str, request: wire.RunRequest, words: dict[str, Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        tenant: str,
+        request: wire.RunRequest,
+        words: dict[str, Any],
+        *,
+        limits: Limits,
+        egress: dict[str, Any],
+    ) -> None:
         self.tenant = tenant
+        self.egress = egress
         self.request = request
         self.words = words
         self.limits = limits
@@ -79,7 +88,8 @@ class Runs:
         if request.files or request.collect:
             # The node times a fused run; here its agent does, and the sandbox's own expiry stands behind it.
             words["timeout"] = min(words.get("timeout", limits.wall_seconds), limits.wall_seconds)
-        return Prepared(tenant, request, words, limits)
+        egress = self._sandboxes.policy.egress(request.egress)
+        return Prepared(tenant, request, words, limits=limits, egress=egress)
 
     # --- in one piece ---
 
@@ -120,6 +130,7 @@ class Runs:
             "quiet": quiet,
             "lone": lone,  # source code, and nothing that only an agent could do for it
             "wait_seconds": self._sandboxes.policy.wait_seconds,
+            **prepared.egress,
         }
         if lone and "timeout" in words:
             header["timeout"] = words.pop("timeout")

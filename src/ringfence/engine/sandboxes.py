@@ -96,6 +96,7 @@ class Sandboxes:
             "isolation": request.isolation,
             "ttl_seconds": ttl,
             "wait_seconds": self.policy.wait_seconds,
+            **self.policy.egress(request.egress),
         }
         answer = await self.node.call(header, SandboxEnd)
         if answer.sandbox is None:
@@ -146,6 +147,13 @@ class Sandboxes:
         if ttl_seconds > most:
             raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
         header = {"verb": "extend", "tenant": tenant, "sandbox": sandbox_id, "ttl_seconds": ttl_seconds}
+        return await self._changed(tenant, sandbox_id, header)
+
+    async def allow(self, tenant: str, sandbox_id: str, egress: wire.Egress) -> wire.Sandbox:
+        """Replace what it may reach, from when this returns. Raises NotFound, Conflict once it ended, BadRequest."""
+        checks.identifier(sandbox_id, "s")
+        words = self.policy.egress("none" if egress is None else egress)
+        header = {"verb": "allow", "tenant": tenant, "sandbox": sandbox_id, **words}
         return await self._changed(tenant, sandbox_id, header)
 
     async def stop(self, tenant: str, sandbox_id: str, reason: str = "stopped by its owner") -> wire.Sandbox:

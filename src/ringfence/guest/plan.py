@@ -30,6 +30,7 @@ FIELDS: Final = (
     "lone",  # for one piece of source code and nothing else: no agent, process 1 only reaps (init.py)
     "exec_runner",  # zygote = "none": user code never shares the zygote's address layout
     "time_namespace",
+    "resolver",  # the text of /etc/resolv.conf where there is a network; empty: there is none
     "without",
     "fault",
 )
@@ -54,6 +55,7 @@ class Plan:
         exec_runner: bool,
         time_namespace: bool,
         lone: bool = False,
+        resolver: str = "",
         without: frozenset[str] = frozenset(),
         fault: str = "",
     ) -> None:
@@ -66,6 +68,7 @@ class Plan:
         self.data_bytes = data_bytes
         self.warm_runner = warm_runner
         self.lone = lone
+        self.resolver = resolver
         self.exec_runner = exec_runner
         self.time_namespace = time_namespace
         self.without = without

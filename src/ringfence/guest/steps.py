@@ -116,7 +116,18 @@ def scratch(ctx: Context) -> Calls:
         if place == HOME:
             calls += skeleton(source, owned=plan.root)
         calls += sc.bind(source, NEW_ROOT + place, sc.MS_NOSUID | sc.MS_NODEV | flags if flags else 0)
-    return calls
+    return calls + resolver(plan.resolver, ctx.free_fd) if plan.resolver else calls
+
+
+def resolver(text: str, fd: int) -> Calls:
+    """Whom to ask for names, in the one file that programs read it from; read-only, as is all of /etc."""
+    source, data = f"{SCRATCH}/resolver", text.encode()
+    return [
+        sc.call("open", source.encode(), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, expect=fd),
+        sc.call("write", fd, data, len(data), expect=len(data)),
+        sc.call("close", fd),
+        *sc.bind(source, f"{NEW_ROOT}/etc/resolv.conf", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC),
+    ]
 
 
 def skeleton(home: str, *, owned: bool) -> Calls:

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from ringfence.domain.egress import Floor, floor_from
 from ringfence.domain.errors import RingfenceError
 from ringfence.guest import syscalls as sc
 from ringfence.node.isolation import Isolation
@@ -24,10 +25,10 @@ def instance_of(state: Path) -> str:
     return hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
 
 
-async def serve(state: Path, templates: Path, api_uid: int) -> None:
+async def serve(state: Path, templates: Path, api_uid: int, floor: Floor, resolvers: list[str]) -> None:
     """Run until told to stop; leave nothing behind."""
-    here = runtimes(instance_of(state), templates)
-    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), Settings())
+    here = runtimes(instance_of(state), templates, floor=floor, resolvers=resolvers)
+    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), Settings(floor=floor))
     await supervisor.begin()
     path = state / "node" / "node.sock"
     server = await listen(supervisor, path, api_uid)
@@ -47,10 +48,14 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--templates", type=Path, required=True)
     parser.add_argument("--api-uid", type=int, default=os.geteuid())
+    parser.add_argument("--egress-permit", action="append", default=[], metavar="NETWORK")
+    parser.add_argument("--egress-deny", action="append", default=[], metavar="NETWORK")
+    parser.add_argument("--resolver", action="append", default=[], metavar="ADDRESS")
     options = parser.parse_args()
     sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     try:
-        asyncio.run(serve(options.state, options.templates, options.api_uid))
+        floor = floor_from(options.egress_deny, options.egress_permit)
+        asyncio.run(serve(options.state, options.templates, options.api_uid, floor, options.resolver))
     except RingfenceError as error:
         sys.stderr.write(f"error[{error.code}]: {error.cause}\n")
         return 1

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ringfence.domain.egress import NOTHING, Policy, policy_to
 from ringfence.domain.errors import NotFound
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
@@ -33,6 +34,7 @@ class Live:
     warned: bool = False
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
     programs: int = 0  # program streams open now
+    egress: Policy = NOTHING  # what it may reach now
     spent: bool = False  # a lone run's sandbox has had its one order
 
     @property
@@ -81,6 +83,7 @@ class Live:
             "state": str(self.state),
             "labels": self.labels,
             "limits": limits,
+            "egress": policy_to(self.egress),
             "created_at": self.created_at,
             "expires_at": self.expires_at,
             "layers": list(self.started.layers),
@@ -109,6 +112,10 @@ class Table:
         if live is None or live.spec.tenant != tenant or live.state is not State.RUNNING:
             raise NotFound("no such sandbox", code="sandbox_not_found")
         return live
+
+    def find(self, sandbox_id: str) -> Live | None:
+        """Whoever's it is; for what happened to it, never for an asker."""
+        return self._rows.get(sandbox_id)
 
     def of(self, tenant: str | None) -> list[Live]:
         """Every one of a tenant's, or everyone's."""

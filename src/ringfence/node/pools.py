@@ -35,6 +35,7 @@ class PoolKey:
     runtime: str
     one_shot: bool
     lone: bool = False
+    networked: bool = False
 
 
 @dataclass(eq=False)

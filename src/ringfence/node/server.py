@@ -120,7 +120,7 @@ class Verbs:
         self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
             name: getattr(self, f"verb_{name}")
             for name in (
-                "run", "create", "open", "get", "list", "extend", "stop",
+                "run", "create", "open", "get", "list", "extend", "allow", "stop",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -187,6 +187,12 @@ class Verbs:
         live = self._find(ask)
         live.live_for(min(float(ask["ttl_seconds"]), MAX_TTL))
         live.touch()
+        call.end({"sandbox": live.describe()})
+
+    async def verb_allow(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Another egress policy; in force when this is answered."""
+        live = self._find(ask)
+        await self._node.allow(live, ask["egress"])
         call.end({"sandbox": live.describe()})
 
     async def verb_stop(self, call: Call, ask: dict[str, Any], _: bytes) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from
 from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFault, RingfenceError, SandboxLost
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
@@ -29,7 +30,7 @@ from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
 from ringfence.node.pools import Pool, PoolKey
 from ringfence.node.relay import Ended, Outlet, Relay
-from ringfence.runtimes.base import GroupUsage, Runtime, StartSpec
+from ringfence.runtimes.base import GroupUsage, Networked, Runtime, StartSpec
 from ringfence.templates.catalog import Built, Catalog
 
 WATCH_SECONDS: Final = 0.5  # how often busy sandboxes' counters are read
@@ -48,6 +49,7 @@ class Settings:
 
     max_sandboxes: int = 8192
     starts_at_once: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1))
+    floor: Floor = DEFAULT_FLOOR  # below every tenant's egress policy
 
 
 def shape_of(limits: Limits) -> tuple[float, ...]:
@@ -83,6 +85,9 @@ class Supervisor:
         self._listeners: set[Callable[[Event], None]] = set()
         self._relays: set[Relay] = set()
         self._jobs: list[asyncio.Task[None]] = []
+        for runtime in isolation:
+            if isinstance(runtime, Networked):
+                runtime.on_flow(self._flowed)
 
     # -- events and counters --------------------------------------------------------------------------------
 
@@ -97,6 +102,12 @@ class Supervisor:
         event = {"type": kind, "tenant": live.spec.tenant, "sandbox": live.id, "time": time.time(), "data": data}
         for listener in list(self._listeners):
             listener(event)
+
+    def _flowed(self, sandbox_id: str, data: dict[str, Any]) -> None:
+        """What came of a sandbox's connection or question; of one that ended meanwhile nobody is told."""
+        live = self.table.find(sandbox_id)
+        if live is not None:
+            self.emit(f"egress.{data['verdict']:.20}", live, **{k: v for k, v in data.items() if k != "sandbox"})
 
     # -- starting -------------------------------------------------------------------------------------------
 
@@ -116,13 +127,23 @@ class Supervisor:
         return built
 
     def _pool(
-        self, tenant: str, template: str, limits: Limits, *, one_shot: bool, lone: bool = False, asked: str = AUTO
+        self,
+        tenant: str,
+        template: str,
+        limits: Limits,
+        *,
+        one_shot: bool,
+        lone: bool = False,
+        asked: str = AUTO,
+        networked: bool = False,
     ) -> Pool:
         built = self._built(template)
         runtime = self.isolation.choose(asked, built.template)
+        if networked:
+            _check_network(runtime)
         # An interpreter that is exec'd afresh needs an agent to start it.
         lone = lone and built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
-        key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone)
+        key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone, networked)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
             return pool
@@ -131,8 +152,10 @@ class Supervisor:
             self._drop_pools(sorted(unwanted, key=lambda key: self._pools[key].last_used)[:1])
         usual = shape_of(limits) == shape_of(built.template.limits)
 
+        words = tenant, built.template, built.root, built.digest, limits, one_shot, lone, networked
+
         def spec() -> StartSpec:
-            return StartSpec(new_id("s"), tenant, built.template, built.root, built.digest, limits, one_shot, lone)
+            return StartSpec(new_id("s"), *words)
 
         pool = Pool(
             # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
@@ -180,7 +203,9 @@ class Supervisor:
         self._claiming += 1
         try:
             lone, asked = one_shot and ask.get("lone") is True, str(ask.get("isolation", AUTO))
-            pool = self._pool(ask["tenant"], ask["template"], limits, one_shot=one_shot, lone=lone, asked=asked)
+            policy = self._policy(ask)
+            kind = {"one_shot": one_shot, "lone": lone, "networked": policy.networked}
+            pool = self._pool(ask["tenant"], ask["template"], limits, asked=asked, **kind)
             live = await pool.take(float(ask.get("wait_seconds", 30.0)))
         finally:
             self._claiming -= 1
@@ -189,12 +214,52 @@ class Supervisor:
         live.claim(dict(ask.get("labels", {})), limits, ttl)
         live.by.claimed(live.id, limits)
         self.table.add(live)
+        if policy.networked:
+            await self._allow_first(live, policy)
         live.link.lost.add_done_callback(lambda _: self._died(live))
         if one_shot:
             self.counters["runs"] = self.counters.get("runs", 0) + 1  # its run is the event; two would say it twice
         else:
             self.emit("sandbox.created", live, template=ask["template"])
         return live, {"queue": (taken - begun) * 1e3, "claim": (time.monotonic() - taken) * 1e3}
+
+    # -- what it may reach ----------------------------------------------------------------------------------
+
+    def _policy(self, ask: dict[str, Any]) -> Policy:
+        """What was asked for, checked again on this side of the socket; else what the template says."""
+        if "egress" in ask:
+            return policy_from(ask["egress"], self.settings.floor)
+        return self._built(ask["template"]).template.egress
+
+    async def _allow_first(self, live: Live, policy: Policy) -> None:
+        """Nobody gets a sandbox whose policy is not in force: it would have none, or its predecessor's."""
+        try:
+            await self._tell_gate(live, policy)
+        except BaseException:
+            self.end_beside(live, How.STOPPED, "its network policy could not be put in force")
+            raise
+
+    async def _tell_gate(self, live: Live, policy: Policy) -> None:
+        if not isinstance(live.by, Networked):
+            raise PlatformFault(f"{live.runtime} has no network", code="no_network")
+        await live.by.allow(live.id, policy)
+        live.egress = policy
+
+    async def allow(self, live: Live, wanted: object) -> None:
+        """Change what a sandbox may reach; what it may not any more is cut before this returns.
+
+        Raises BadRequest for a bad policy, and for a sandbox that was made without a network.
+        """
+        policy = policy_from(wanted, self.settings.floor)
+        if not live.spec.networked:
+            raise BadRequest(
+                "this sandbox was made without a network and cannot get one",
+                code="no_network",
+                remediation="create one with egress, if only with an empty list",
+            )
+        await self._tell_gate(live, policy)
+        live.touch()
+        self.emit("sandbox.egress", live, rules=[rule.text for rule in policy.rules][:20])
 
     # -- ending ---------------------------------------------------------------------------------------------
 
@@ -289,6 +354,7 @@ class Supervisor:
             "sandbox": live.id,
             "override": {"how": str(override[0]), "reason": override[1]} if override else None,
             "oom_kills": usage.oom_kills if usage else 0,
+            "oom_hidden": not live.by.capabilities().sees_oom,
             "usage": {
                 "cpu_seconds": usage.cpu_seconds if usage else 0.0,
                 "peak_memory_bytes": usage.memory_peak_bytes if usage else 0,
@@ -467,6 +533,17 @@ class Supervisor:
         }
 
 
+def _check_network(runtime: Runtime) -> None:
+    """Refuse what cannot be enforced, with the reason. Never a network without its policy."""
+    why = runtime.capabilities().offline if isinstance(runtime, Networked) else "it has no network for sandboxes yet"
+    if why:
+        raise BadRequest(
+            f"{runtime.name} cannot enforce an egress policy here: {why}",
+            code="egress_unsupported",
+            remediation='leave egress out, or use "none"; see `ringfence doctor`',
+        )
+
+
 def _image(template: Template) -> dict[str, Any] | None:
     names = "reference", "digest", "entrypoint", "cmd", "workdir", "user"
     return {name: getattr(template.image, name) for name in names} if template.image is not None else None
@@ -484,6 +561,7 @@ def _described(runtime: Runtime) -> dict[str, Any]:
             "fork_warm": can.fork_warm,
             "pty": can.pty,
             "users": sorted(can.users),
+            "offline": can.offline,
             "enforces": sorted(can.enforces),
         },
     }

@@ -6,10 +6,12 @@ The node is the only caller. Everything beyond these verbs (pause, snapshot, for
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from ringfence.domain.egress import Policy
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import Template
 
@@ -34,6 +36,8 @@ class Capabilities:
     enforces: frozenset[str]
     limits_by: str
     lone: bool = False  # it can run lone source code without an agent beside it
+    sees_oom: bool = True  # a program killed for memory is seen to die of a signal; if not, the group alone tells
+    offline: str = "it has no network for sandboxes yet"  # why it can hold no egress policy; empty: it can
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class StartSpec:
     limits: Limits
     one_shot: bool = True  # made for one program at once; otherwise to stay, and to stay small until it is asked
     lone: bool = False  # that program is source code and nothing else will be asked: no agent is needed
+    networked: bool = False  # with a wire to the gate, which lets nothing through until it is told a policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +117,17 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Stop everything this runtime started."""
+        ...
+
+
+@runtime_checkable
+class Networked(Protocol):
+    """A runtime whose sandboxes can have a network."""
+
+    async def allow(self, sandbox_id: str, policy: Policy) -> None:
+        """Let a networked sandbox reach what a policy allows, and cut what it does not. Raises PlatformFault."""
+        ...
+
+    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
+        """Tell of every connection and question of a sandbox: its id, and what came of it."""
         ...

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor
+from ringfence.network.network import Network
 from ringfence.runtimes.base import Runtime
 from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import Jail
@@ -26,14 +29,17 @@ class Here:
     warnings: dict[str, str]  # name -> what should be newer
 
 
-def runtimes(instance: str, templates: Path) -> Here:
+def runtimes(instance: str, templates: Path, *, floor: Floor = DEFAULT_FLOOR, resolvers: Sequence[str] = ()) -> Here:
     """Open every runtime. Needs a running loop.
 
     Each has groups of its own, named after `instance`, so that each clears up what is its own. Asks every container
-    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told.
+    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told. A
+    network is opened when the first sandbox needs it.
     """
     privileged = os.geteuid() == 0
-    present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged)]
+    servers = tuple((address, 53) for address in resolvers)
+    network = Network(floor=floor, resolvers=servers) if privileged else None  # opened when it is first needed
+    present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged, network=network)]
     if not privileged:
         return Here(tuple(present), dict.fromkeys(BY_TOOL, "it needs root"), {})
     absent, warnings = {}, {}

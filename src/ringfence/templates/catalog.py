@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ringfence.domain.egress import policy_to
 from ringfence.domain.errors import BadRequest, NotFound, PlatformFault, RingfenceError
 from ringfence.domain.template import Template, template_from, template_from_toml
 
@@ -56,6 +57,7 @@ def recipe_named(word: str) -> Template:
 def template_fields(template: Template) -> dict[str, Any]:
     """Return a template as plain data that `template_from` reads back to an equal template."""
     fields = dataclasses.asdict(template) | {"env": dict(template.env), "zygote": template.zygote.value}
+    fields["egress"] = policy_to(template.egress)
     if template.image:
         # A list of pairs: unlike the template's own variables these may be in any order that matters.
         fields["image"] = _lists(fields["image"]) | {"env": [list(pair) for pair in template.image.env]}

@@ -18,12 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from ringfence.domain.errors import SandboxRefused
+from ringfence.domain.egress import Policy
+from ringfence.domain.errors import PlatformFault, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import frames, steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import HOME, SLOT_SIZE, Plan, plan_to
+from ringfence.network.network import NAMESERVER, Network, lacking
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.jail import walk
 from ringfence.runtimes.jail.batch import Batch
@@ -153,6 +155,7 @@ class Jail:
         groups: Groups,
         *,
         privileged: bool,
+        network: Network | None = None,
         rest_seconds: float = REST_SECONDS,
         without: frozenset[str] = frozenset(),
         fault: str = "",
@@ -161,6 +164,9 @@ class Jail:
         self._privileged = privileged
         self._without = without
         self._fault = fault
+        self._network = network
+        without_one = "this node was started without a network for sandboxes" if network is None else ""
+        self._offline = lacking() or without_one
         self._seccomp = base64.b64encode(compile_filter()).decode()
         self._zygotes: dict[ZygoteKey, Zygote] = {}
         self._young: set[Zygote] = set()  # not ready yet
@@ -190,6 +196,7 @@ class Jail:
             enforces=self._groups.enforces,
             limits_by=self._groups.kind,
             lone=True,
+            offline=self._offline,
         )
 
     def layers(self) -> list[Layer]:
@@ -229,6 +236,8 @@ class Jail:
             pid = fork.pid
             # It waits for our word: nothing of it runs before it is in its group.
             await self._joining.do(lambda: self._into_group(spec.id, pid, limits))
+            if spec.networked:
+                await self._wired(spec.id, pid)
             ends.give()
             ends.host.send(b"G")
             async with asyncio.timeout(READY_SECONDS):
@@ -242,6 +251,23 @@ class Jail:
         jailed = Jailed(spec.id, ends.host, layers, fork.pid, fork.pidfd, slot, zygote, ends.beside)
         self._live[spec.id] = jailed
         return jailed
+
+    async def _wired(self, sandbox_id: str, pid: int) -> None:
+        """Lay its wire before it runs: it never knows its namespace otherwise."""
+        if self._network is None:
+            raise SandboxRefused("this node has no network for sandboxes", code="no_network")
+        await self._network.attach(sandbox_id, pid)
+
+    async def allow(self, sandbox_id: str, policy: Policy) -> None:
+        """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
+        if self._network is None:
+            raise PlatformFault("this node has no network for sandboxes", code="no_network")
+        await self._network.set(sandbox_id, policy)
+
+    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
+        """Tell of every connection and question."""
+        if self._network is not None:
+            self._network.on_event(lambda event: heard(event["sandbox"], event))
 
     def _into_group(self, sandbox_id: str, pid: int, limits: Limits) -> None:
         self._groups.create(sandbox_id, limits)
@@ -312,7 +338,7 @@ class Jail:
 
     def _planned(self, spec: StartSpec) -> tuple[Plan, bytes]:
         """The plan and how it is sent; there are far fewer kinds of them than sandboxes."""
-        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote)
+        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote, spec.networked)
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:
@@ -335,6 +361,7 @@ class Jail:
             lone=spec.lone,
             exec_runner=spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
+            resolver=NAMESERVER if spec.networked else "",
             without=self._without,
             fault=self._fault,
         )
@@ -389,6 +416,8 @@ class Jail:
         await self._clear(sandbox_id, Fork(jailed.pid, jailed.pidfd), jailed.slot, jailed.zygote)
 
     async def _clear(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
+        if self._network is not None:
+            await self._network.detach(sandbox_id)
         if fork is not None:
             await _gone(fork.pidfd)
             os.close(fork.pidfd)
@@ -446,6 +475,8 @@ class Jail:
         """Stop every sandbox, then every zygote, then give the groups' parents back."""
         for sandbox_id in list(self._live):
             await self.stop(sandbox_id)
+        if self._network is not None:
+            await self._network.close()
         for zygote in self._zygotes.values():
             zygote.kill()
             await self._end_zygote(zygote)

@@ -1,0 +1,109 @@
+"""The network of one node's sandboxes: wires, rules and gate together, in the few verbs that a node needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy
+from ringfence.domain.errors import PlatformFault, SandboxRefused
+from ringfence.network import rules
+from ringfence.network.keeper import Event, Keeper, resolvers_of
+from ringfence.network.router import Router, namespace_of
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+# What a sandbox with a network finds at /etc/resolv.conf.
+NAMESERVER: Final = f"nameserver {rules.GATEWAY}\noptions timeout:3 attempts:2\n"
+
+
+def lacking() -> str:
+    """Why this host cannot give sandboxes a network; empty when nothing is known to be missing."""
+    if os.geteuid() != 0:
+        return "it needs root: the node lays a wire into each sandbox"
+    if not os.access(rules.NFT, os.X_OK):
+        return f"{rules.NFT} is missing: install Debian's package nftables"
+    return ""
+
+
+class Network:
+    """Opened when the first sandbox needs it; none of it exists before."""
+
+    def __init__(self, *, floor: Floor = DEFAULT_FLOOR, resolvers: tuple[tuple[str, int], ...] = ()) -> None:
+        """`resolvers` are asked for allowed names; none given means the host's own."""
+        self.floor = floor
+        self._router = Router()
+        servers = resolvers or resolvers_of(RESOLV_CONF.read_text() if RESOLV_CONF.exists() else "")
+        self._keeper = Keeper(self._router.doors, servers, floor, self._heard)
+        self._listeners: list[Callable[[Event], None]] = []
+        self._opening = asyncio.Lock()
+        self._is_open = False
+
+    def on_event(self, heard: Callable[[Event], None]) -> None:
+        """Call back with every event from now on."""
+        self._listeners.append(heard)
+
+    def _heard(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    async def open(self) -> None:
+        """Make the router and start the gate, unless that was done before. Raises SandboxRefused."""
+        async with self._opening:
+            if not self._is_open:
+                await self._open()
+                self._is_open = True
+
+    async def _open(self) -> None:
+        why = lacking()
+        if why:
+            raise SandboxRefused(f"no network for sandboxes: {why}", code="no_network")
+        await self._router.open()
+        try:
+            await self._keeper.open()
+        except BaseException:
+            await self._router.close()
+            raise
+
+    async def attach(self, sandbox_id: str, pid: int) -> None:
+        """Lay a wire into the namespace of a process that waits. Until set() nothing can be reached by it.
+
+        The first opens the network. Raises SandboxRefused; then there is no wire.
+        """
+        if not self._is_open:
+            await self.open()
+        namespace = namespace_of(pid)
+        try:
+            await self._router.attach(sandbox_id, namespace)
+        finally:
+            os.close(namespace)
+
+    async def set(self, sandbox_id: str, policy: Policy) -> None:
+        """Put a policy in force, also over a former one, whose connections are cut. Raises PlatformFault."""
+        address = self._router.address_of(sandbox_id)
+        if address is None:
+            raise PlatformFault("this sandbox has no network", code="no_network")
+        await self._keeper.set(sandbox_id, address, policy)
+
+    async def detach(self, sandbox_id: str) -> None:
+        """Cut everything, then take the wire away. Harmless when there is none."""
+        address = self._router.address_of(sandbox_id)
+        if address is not None:
+            await self._keeper.forget(address)
+            await self._router.detach(sandbox_id)
+
+    async def status(self) -> dict[str, Any]:
+        """Numbers for operators."""
+        if not self._is_open:
+            return {"gate": 0, "gate_deaths": 0, "dropped": {}}
+        return {"gate": self._keeper.pid, "gate_deaths": self._keeper.deaths, "dropped": await self._router.counts()}
+
+    async def close(self) -> None:
+        """End the gate and let go of every wire."""
+        async with self._opening:
+            if self._is_open:
+                self._is_open = False
+                await self._keeper.close()
+                await self._router.close()

@@ -1,0 +1,39 @@
+"""One lab for all tests of a module: it takes a second to build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.network.lab import Lab, opened
+
+settings.register_profile("network", deadline=None)  # a busy machine is no failure
+settings.load_profile("network")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The host, the internet and the network under test."""
+    folder: Path = tmp_path_factory.mktemp("lab")
+    with opened(folder) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _quiet(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test begins with nothing captured, and ends its own sandboxes."""
+    if "lab" not in request.fixturenames:
+        yield
+        return
+    made: Lab = request.getfixturevalue("lab")
+    made.capture.clear()
+    made.events.clear()
+    made.names.asked.clear()
+    for visits in made.visits.values():
+        visits.clear()
+    yield
+    while made.sandboxes:
+        made.sandboxes.pop().close()
