@@ -3,6 +3,8 @@ PYTHON := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
+# What counts everything on the machine before and after, and so cannot have other tests beside it.
+ALONE := tests/attacks tests/chaos tests/unit/test_oci_live.py tests/unit/test_bench_run.py
 TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables
 
 .DEFAULT_GOAL := help
@@ -19,7 +21,12 @@ demo: setup  ## See it work: a data job, then a tour of attacks
 
 test:  ## Run all tests; ARGS="-k name" chooses
 	@tools/setup.sh $(TESTED_WITH)
+ifeq ($(strip $(ARGS)),)
+	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	@$(PYTHON) -m pytest $(ALONE)
+else
 	@$(PYTHON) -m pytest $(ARGS)
+endif
 
 check: setup  ## Lint, format, types, architecture
 	@$(PYTHON) -m ruff check .
