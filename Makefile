@@ -4,7 +4,8 @@ ARGS ?=
 SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
 # What counts everything on the machine before and after, and so cannot have other tests beside it.
-ALONE := tests/attacks tests/chaos tests/unit/test_oci_live.py tests/unit/test_bench_run.py
+ALONE := tests/attacks tests/chaos tests/compat tests/unit/test_oci_live.py tests/unit/test_bench_run.py \
+	tests/unit/test_image_unpack.py tests/unit/test_templates_image.py $(wildcard tests/acceptance/test_images*.py)
 TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables
 
 .DEFAULT_GOAL := help

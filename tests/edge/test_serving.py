@@ -54,7 +54,12 @@ def test_a_connection_carries_several_requests(api: EdgeApi, ada: Box) -> None:
         with api.open() as connection:
             one = f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
             connection.sendall(one + one + one)
-            assert [read(connection).body for _ in range(3)] == [b"x"] * 3
+            connection.settimeout(20)
+            got = b""
+            while got.count(b"\r\n\r\nx") < 3:  # by hand: a reader that looks ahead would keep the next answer
+                piece = connection.recv(65536)
+                assert piece, got
+                got += piece
     assert api.inner.tunnels - before == 3
 
 
