@@ -40,8 +40,8 @@ uid, with the same variables, home, directory and rlimits (sandboxes: {memory} M
 {processes} processes). It sees the host's /proc, /dev, /sys, network and processes, and no filter holds it back: only
 isolation differs.
 
-**A program that differs is run again**, up to three times on both sides; what differs in one attempt and not in
-another is no difference of isolation (clocks, races). What is below differed every time.
+**A program that differs is run again**, up to three times on both sides (twice where it ran out of time); what differs
+in one attempt and not in another is no difference of isolation (clocks, races). What is below differed every time.
 """
 
 
