@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -223,10 +223,11 @@ def test_two_sandboxes_of_a_tool_have_different_users(tooled: Node, ringed: Live
     other = tooled.claim()
     try:
         first, second = (ledger.tree(one.started.tool_pid) for one in (ringed, other))  # type: ignore[attr-defined]
-        users = [{os.stat(f"/proc/{pid}").st_uid for pid in pids} - {0} for pids in (first, second)]
+        users = [owners(pids) - {0} for pids in (first, second)]
         assert all(users)
         assert all(abs(a - b) >= tools.RANGE for a in users[0] for b in users[1])
-        spaces = [{os.readlink(f"/proc/{pid}/ns/mnt") for pid in pids} for pids in (first, second)]
+        spaces = [mount_namespaces(pids) for pids in (first, second)]
+        assert all(spaces)
         assert spaces[0] & spaces[1] == set()
     finally:
         tooled.release(other)
@@ -245,6 +246,24 @@ def test_a_sandbox_dies_with_its_tool(tooled: Node) -> None:
     while any(alive(pid) for pid in members) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in members if alive(pid)] == []
+
+
+def owners(pids: Iterable[int]) -> set[int]:
+    """The users that those of them still there run as; a helper of the tool's start may end while we look."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.add(os.stat(f"/proc/{pid}").st_uid)
+    return found
+
+
+def mount_namespaces(pids: Iterable[int]) -> set[str]:
+    """The mount namespaces of those of them still there."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.add(os.readlink(f"/proc/{pid}/ns/mnt"))
+    return found
 
 
 def alive(pid: int) -> bool:

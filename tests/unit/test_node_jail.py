@@ -24,9 +24,10 @@ from ringfence.guest import frames
 from ringfence.node.isolation import Isolation
 from ringfence.node.live import Live
 from ringfence.node.supervisor import Settings, Supervisor
+from ringfence.runtimes.grouped import GOVERN_AFTER
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.cgroups.detect import detect
-from ringfence.runtimes.jail.runtime import GOVERN_AFTER, Jail
+from ringfence.runtimes.jail.runtime import Jail
 from ringfence.templates.catalog import Built, Catalog
 from tests.support.nodewire import Node, until
 from tests.support.subjects import SUBJECTS, TEMPLATES
@@ -129,6 +130,35 @@ async def test_a_zygote_nobody_needs_ends_and_comes_back() -> None:
         assert jail._groups.list() == set()
         again = await jail.start(JAIL.spec("a", LIMITS))
         await jail.stop(again.id)
+    finally:
+        await jail.close()
+
+
+class Stuck:
+    """A network whose wires cannot be taken away."""
+
+    async def detach(self, _: str) -> None:
+        """Fail, as a router might."""
+        raise OSError("the router does not answer")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_a_wire_that_stays_does_not_keep_its_sandbox_alive() -> None:
+    """Whatever goes wrong with its network, a stopped sandbox is dead, its groups and its range given back."""
+    instance = f"test-{uuid.uuid4().hex[:12]}"
+    network: Any = Stuck()
+    jail = Jail(detect(instance, root=ROOT), privileged=ROOT, network=network)
+    try:
+        started = await jail.start(dataclasses.replace(JAIL.spec("a", LIMITS), lone=True))
+        zygote = next(iter(jail._zygotes.values()))
+        with pytest.raises(OSError, match="does not answer"):
+            await jail.stop(started.id)
+        with pytest.raises(ProcessLookupError):
+            os.kill(started.pid, 0)
+        assert started.id not in await jail.found()
+        assert zygote.unused
     finally:
         await jail.close()
 

@@ -74,7 +74,6 @@ def test_every_way_to_end_is_told(node: Node, code: str, fate: tuple[str, int | 
 
 def test_the_limits_have_their_own_words(node: Node) -> None:
     """Too much memory, output, disk or time is told as that."""
-    assert run(node, "x = bytearray(10**9)\nwhile True: x += x").how in {"out_of_memory", "exited"}
     assert run(node, "x = []\nwhile True: x.append(bytearray(2**20))").how == "out_of_memory"
     assert run(node, "while True: print('y' * 1000)").how == "output_capped"
     assert run(node, "open('f', 'wb').write(bytes(64 << 20))").how == "disk_full"

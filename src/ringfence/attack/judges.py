@@ -193,13 +193,3 @@ def distinct(field: str, least: int) -> Judge:
         return Verdict(held=True, seen=f"{len(sources)} sources, {len(observation.runs)} siblings, all different")
 
     return by
-
-
-def no_file_content(*markers: str) -> Judge:
-    """Held when nothing that was collected carries one of these words."""
-
-    def check(run: Ran) -> str:
-        wrong = [f"{path} brought {m!r}" for path, text in run.files.items() for m in markers if m in text]
-        return _some(wrong)
-
-    return each(check, lambda run: f"{len(run.files)} paths asked for; nothing of the host came back")

@@ -121,8 +121,3 @@ def network(text: str) -> IPv4Network:
         return IPv4Network((int(first), int(size) if slash else 32))
     except ValueError:
         raise BadName("has bits set behind its prefix") from None
-
-
-def covers(wanted: str, name: str) -> bool:
-    """Whether a pattern covers a name; both as the parsers above return them."""
-    return name.endswith(wanted[1:]) if wanted.startswith("*.") else name == wanted

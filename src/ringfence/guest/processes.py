@@ -25,6 +25,7 @@ from ringfence.guest.stream import Handler, Stream
 
 TAIL: Final = 64 * 1024  # bytes of each output kept for whoever attaches later
 GOING_SECONDS: Final = 0.25  # a runner that reported its end and is still there by then is made to go
+TERMINAL_HOLDS: Final = 128 * 1024  # more bytes than a terminal keeps on their way (64 KiB, and 4 KiB to be read)
 
 
 def scratch_full() -> bool:
@@ -161,16 +162,23 @@ class Process(Handler):
         return min((s.room for s in self._attached), default=frames.MAX_DATA)
 
     def _readable(self, fd: int) -> None:
+        while self._read_once(fd) and self._left is not None:
+            pass  # nothing more is coming: what is there is taken at once
+
+    def _read_once(self, fd: int) -> bool:
+        """Move one piece; whether there may be another."""
         room = self._room()
         if not room:
             self._loop.remove_reader(fd)
-            return
+            return False
         if self._left is not None:
             room = min(room, self._left[fd])
         try:
             data = os.read(fd, room) if room else b""
         except BlockingIOError:
-            return
+            if self._left is None:
+                return False
+            data = b""
         except OSError:  # a terminal whose last user left says EIO
             data = b""
         if data:
@@ -179,6 +187,8 @@ class Process(Handler):
             self._left[fd] -= len(data)
         if not data or (self._left is not None and not self._left[fd]):
             self._close_output(fd)
+            return False
+        return True
 
     def _emit(self, type_: int, data: bytes) -> None:
         tail = self.tails.setdefault(type_, bytearray())
@@ -321,7 +331,7 @@ class Process(Handler):
             "scratch_full": bool(code) and scratch_full(),
         }
         # A grandchild may hold the pipe and write on: only what was there at the end is the program's output.
-        self._left = {fd: _waiting(fd) for fd in self._outputs}
+        self._left = {fd: TERMINAL_HOLDS if self._ends.tty else _waiting(fd) for fd in self._outputs}
         self.on_room()
         self._maybe_finish()
 
@@ -345,6 +355,7 @@ class Process(Handler):
 
 
 def _waiting(fd: int) -> int:
+    """Bytes in a pipe. A terminal would not count what it has not yet passed from one side to the other."""
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
 
 

@@ -192,14 +192,6 @@ def buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
     return held
 
 
-def effective_capabilities() -> int:
-    """The set of capabilities in effect for this process, as a bit mask."""
-    data = ctypes.create_string_buffer(24)
-    execute(call("capget", buffer(struct.pack("=Ii", _CAP_VERSION_3, 0)), data))
-    low, _, _, high, _, _ = struct.unpack("=6I", data.raw)
-    return int(low | high << 32)
-
-
 def close_from(first: int, last: int = 0x7FFFFFFF) -> Call:
     """Close every descriptor from `first` up, or up to `last`."""
     return call("close_range", first, last, 0)

@@ -42,11 +42,6 @@ class GuestLink(asyncio.Protocol):
         self._next = 1
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    @property
-    def busy(self) -> bool:
-        """Whether any stream is open."""
-        return bool(self._streams)
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = transport  # type: ignore[assignment]

@@ -23,7 +23,6 @@ class Live:
     started: Started
     link: GuestLink
     by: Runtime
-    warm_since: float = field(default_factory=time.monotonic)
     state: State = State.STARTING
     labels: dict[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)

@@ -22,7 +22,7 @@ def waiting(fd: int) -> int:
     return int(_INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_INT.size)))[0])
 
 
-def _answer(fate: dict[str, Any]) -> bytes:
+def _end_of(fate: dict[str, Any]) -> bytes:
     return json.dumps({"exit": fate}).encode()
 
 
@@ -77,14 +77,14 @@ class LoneRelay(Relay):
         """Nobody can write any more. If that is because the interpreter came to its end, its exit code is there."""
         said = lone.fate(os.pread(self.beside[2], lone.FATE_SIZE, 0))
         if said is not None:
-            self._over(_answer(said))
+            self._over(_end_of(said))
 
     def on_frame(self, type_: int, payload: bytes) -> None:
         """From the sandbox. Raises FrameError for what no lone run says."""
         if type_ == frames.END:
             self._over(payload)
         elif type_ == frames.WAITED:
-            self._over(_answer(init.answer(payload)))
+            self._over(_end_of(init.answer(payload)))
         elif type_ in OUTPUT:
             raise frames.FrameError("a lone run's output does not come in frames")
         else:

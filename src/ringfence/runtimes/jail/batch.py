@@ -22,7 +22,7 @@ class Batch:
         self._busy = False
 
     async def do(self, call: Callable[[], T]) -> T:
-        """Make the call in the thread; returns or raises what it does. Cancelled, the call may still be made."""
+        """Make the call in the thread; returns or raises what it does. Cancelled before its turn, it is not made."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.append((call, future))
         if not self._busy:
@@ -37,6 +37,8 @@ class Batch:
     def _work(self, jobs: list[Job]) -> None:
         results: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         for call, future in jobs:
+            if future.cancelled():
+                continue  # what it was to make would be nobody's
             try:
                 results.append((future, call(), None))
             except BaseException as error:  # noqa: BLE001 - carried over to whoever asked

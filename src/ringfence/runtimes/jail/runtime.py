@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import itertools
-import json
 import mmap
 import os
 import signal
@@ -22,16 +20,18 @@ from ringfence.domain.egress import Policy
 from ringfence.domain.errors import PlatformFault, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
-from ringfence.guest import frames, steps
+from ringfence.guest import steps
 from ringfence.guest import syscalls as sc
-from ringfence.guest.plan import HOME, SLOT_SIZE, Plan, plan_to
+from ringfence.guest.plan import SLOT_SIZE, Plan, plan_to
 from ringfence.network.network import NAMESERVER, Network, lacking
+from ringfence.runtimes import environment
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
-from ringfence.runtimes.jail import walk
+from ringfence.runtimes.grouped import GOVERN_AFTER, Grouped
 from ringfence.runtimes.jail.batch import Batch
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
+from ringfence.runtimes.ready import ready
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
@@ -41,24 +41,10 @@ ZYGOTE_GONE: Final = frozenset({"zygote_died", "zygote_stuck", "died_in_setup"})
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a zygote's imports hold already when the limit is set
 GROUP_THREADS: Final = 16  # joining a v1 group can wait 10 ms for the kernel; starts must not queue behind it
 SMALL_MEMORY: Final = 256 * 1024 * 1024  # below it, files written at full speed could fill it before then
-GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 UID_FLOOR: Final = 0x2000_0000  # above every range a distribution hands out in /etc/subuid by default
 UID_BLOCK: Final = SLOTS * SLOT_SIZE
 UID_BLOCKS: Final = (0xFFFF_0000 - UID_FLOOR) // UID_BLOCK
 _ZYGOTE_LIMITS: Final = Limits(memory_bytes=2 * 1024**3, cpus=64, processes=4096)
-_BASE_ENV: Final = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-    "HOME": HOME,
-    "USER": "user",
-    "LOGNAME": "user",
-    "SHELL": "/bin/bash",
-    "LANG": "C.UTF-8",
-    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-    "OPENBLAS_NUM_THREADS": "1",  # a thread made at import would be lost by the fork
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MPLBACKEND": "Agg",
-}
 T = TypeVar("T")
 
 
@@ -180,13 +166,16 @@ class Jail:
         self._plans: dict[tuple[Any, ...], tuple[Plan, bytes]] = {}
         self._joining = Batch(self._threads)
         self._leaving = Batch(self._threads)
-        self._governing: asyncio.TimerHandle | None = None
-        self._governed = False
+        self._grouped = Grouped(groups, self._threads, self._pid_of, without)
+        self._can = self._capabilities()
 
     # -- what it can do -------------------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
         """A shared kernel behind every layer this host has."""
+        return self._can
+
+    def _capabilities(self) -> Capabilities:
         users = frozenset({"user", "root"}) if self._privileged else frozenset({"user"})
         return Capabilities(
             isolation="namespaces, seccomp and Landlock on a shared kernel",
@@ -230,7 +219,7 @@ class Jail:
         fork: Fork | None = None
         try:
             slot = zygote.take_slot()
-            limits = self._group_limits(spec.limits)
+            limits = self._grouped.limits(spec.limits)
             plan, planned = self._planned(spec)
             fork = await zygote.fork(spec.id, slot, plan, planned, ends.guests)
             pid = fork.pid
@@ -241,13 +230,15 @@ class Jail:
             ends.give()
             ends.host.send(b"G")
             async with asyncio.timeout(READY_SECONDS):
-                layers = await self._ready(ends.host)
+                inside = await ready(ends.host)
         except BaseException as error:
             ends.close()
             await self._clear(spec.id, fork, slot, zygote)
             if isinstance(error, TimeoutError | OSError):
                 raise SandboxRefused(f"the sandbox did not become ready: {error}", code="not_ready") from error
             raise
+        limited = sorted({f"{kind}_limit" for kind in self._groups.enforces} - self._without)
+        layers = (*inside, *limited)
         jailed = Jailed(spec.id, ends.host, layers, fork.pid, fork.pidfd, slot, zygote, ends.beside)
         self._live[spec.id] = jailed
         return jailed
@@ -274,67 +265,12 @@ class Jail:
         self._groups.attach(sandbox_id, pid)
 
     def claimed(self, sandbox_id: str, limits: Limits) -> None:
-        """Somebody uses it now. Its memory limit begins to make room for files; until then it is merely hard."""
-        loop = asyncio.get_running_loop()
-        if not self._governed:
-            self._governed = True
-            loop.add_reader(self._groups.governor.fd, self._govern)
-        wait = GOVERN_AFTER if limits.memory_bytes >= SMALL_MEMORY else 0.0
-        loop.call_later(wait, self._watch_memory, sandbox_id, limits)
+        """Somebody uses it now."""
+        self._grouped.govern(sandbox_id, limits, GOVERN_AFTER if limits.memory_bytes >= SMALL_MEMORY else 0.0)
 
-    def _watch_memory(self, sandbox_id: str, limits: Limits) -> None:
-        if sandbox_id in self._live:
-            self._threads.submit(self._watch_quietly, sandbox_id, limits).add_done_callback(
-                lambda _: self._loop_call(self._govern)
-            )
-
-    def _watch_quietly(self, sandbox_id: str, limits: Limits) -> None:
-        with contextlib.suppress(OSError, SandboxRefused):  # it ended meanwhile
-            self._groups.governor.watch(sandbox_id, limits)
-
-    def _loop_call(self, call: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closing
-            self._loop.call_soon_threadsafe(call)
-
-    def _govern(self) -> None:
-        if self._governing is not None:
-            self._governing.cancel()
-            self._governing = None
-        pause = self._groups.governor.govern()
-        if pause is not None:
-            self._governing = self._loop.call_later(max(0.0, pause), self._govern)
-
-    async def _ready(self, host: socket.socket) -> tuple[str, ...]:
-        parser = frames.Parser()
-        loop = asyncio.get_running_loop()
-        while True:
-            data = await loop.sock_recv(host, frames.MAX_DATA)
-            if not data:
-                raise SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
-            for frame in parser.feed(data):
-                message = json.loads(frame.payload)
-                if "refused" in message:
-                    layer, cause = message["refused"].get("layer"), message["refused"].get("cause")
-                    raise SandboxRefused(
-                        f"layer {layer!s:.60} could not be put in force: {cause!s:.400}",
-                        code="layer_refused",
-                        remediation="run `ringfence doctor` to see what this host lacks",
-                    )
-                extra = {f"{kind}_limit" for kind in self._groups.enforces}
-                extra -= self._without
-                return (*(str(n) for n in message["ready"]["layers"]), *sorted(extra))
-
-    def _group_limits(self, limits: Limits) -> Limits:
-        """The limits for the group; a layer left out by a test becomes a limit nobody reaches."""
-        lifted: dict[str, Any] = {}
-        for layer, wide in (
-            ("memory_limit", {"memory_bytes": 16 * 1024**3}),
-            ("cpu_limit", {"cpus": 64.0}),
-            ("pids_limit", {"processes": 4096}),
-        ):
-            if layer in self._without:
-                lifted.update(wide)
-        return dataclasses.replace(limits, **lifted)
+    def _pid_of(self, sandbox_id: str) -> int | None:
+        jailed = self._live.get(sandbox_id)
+        return jailed.pid if jailed is not None else None
 
     def _planned(self, spec: StartSpec) -> tuple[Plan, bytes]:
         """The plan and how it is sent; there are far fewer kinds of them than sandboxes."""
@@ -390,7 +326,7 @@ class Jail:
                     "zygote": {
                         "seccomp": self._seccomp,
                         "preload": list(spec.template.preload) if spec.template.zygote is ZygoteMode.FORK else [],
-                        "env": {**_BASE_ENV, **dict(spec.template.env)},
+                        "env": {**environment.BASE, **dict(spec.template.env)},
                     },
                 }
             )
@@ -416,8 +352,13 @@ class Jail:
         await self._clear(sandbox_id, Fork(jailed.pid, jailed.pidfd), jailed.slot, jailed.zygote)
 
     async def _clear(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
-        if self._network is not None:
-            await self._network.detach(sandbox_id)
+        try:
+            if self._network is not None:
+                await self._network.detach(sandbox_id)  # first: what is about to end talks to nobody any more
+        finally:
+            await self._end(sandbox_id, fork, slot, zygote)
+
+    async def _end(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
         if fork is not None:
             await _gone(fork.pidfd)
             os.close(fork.pidfd)
@@ -442,24 +383,11 @@ class Jail:
 
     def evidence(self, sandbox_id: str) -> GroupUsage:
         """The few counters an answer needs, read cheaply."""
-        if not self._groups.enforces:
-            return self.usage(sandbox_id)
-        seen = self._groups.evidence(sandbox_id)
-        return GroupUsage(cpu_seconds=seen.cpu_seconds, memory_peak_bytes=seen.memory_peak, oom_kills=seen.oom_kills)
+        return self._grouped.evidence(sandbox_id)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
         """Read the kernel's counters, the group's where there is one."""
-        jailed = self._live.get(sandbox_id)
-        if not self._groups.enforces:
-            return walk.usage_of(jailed.pid) if jailed is not None else GroupUsage()
-        seen = self._groups.usage(sandbox_id)
-        return GroupUsage(
-            cpu_seconds=seen.cpu_seconds,
-            memory_now_bytes=seen.memory_now,
-            memory_peak_bytes=seen.memory_peak,
-            processes=seen.processes,
-            oom_kills=seen.oom_kills,
-        )
+        return self._grouped.usage(sandbox_id)
 
     async def found(self) -> set[str]:
         """Those alive, and groups: all that can outlive a sandbox, for everything else dies with its process 1."""
@@ -483,10 +411,7 @@ class Jail:
         self._zygotes.clear()
         if self._retiring:
             await asyncio.wait(list(self._retiring))
-        if self._governed:
-            self._loop.remove_reader(self._groups.governor.fd)
-        if self._governing is not None:
-            self._governing.cancel()
+        self._grouped.close()
         for name in await self._in_thread(self._groups.list):  # of zygotes that died by themselves
             await self._in_thread(lambda name=name: self._groups.remove(name, GONE_SECONDS))  # type: ignore[misc]
         await self._in_thread(self._groups.close)

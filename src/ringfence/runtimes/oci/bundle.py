@@ -12,7 +12,8 @@ from typing import Any, Final
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.template import Image, Template
 from ringfence.guest.boot import GVISOR, HIDDEN, PLAIN
-from ringfence.guest.plan import CHANNEL_FD, HOME, NOBODY, SLOT_SIZE
+from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE
+from ringfence.runtimes.environment import BASE
 
 PYTHON: Final = "/usr/bin/python3"
 ROOT: Final = "/root"  # where the launcher assembles the template's files, as the tool sees it
@@ -44,19 +45,6 @@ _CARRIED_ENV: Final = ("LC_ALL=C", f"TZ=:{HIDDEN}/none")
 #: none of its import hooks runs before the fences stand is for an empty site.py of ours that it finds first.
 _OWN_ENV: Final = ("LANG=C.UTF-8", f"PYTHONPATH={HIDDEN}/early")
 _QUIET: Final = ("nosuid", "noexec", "nodev")
-BASE_ENV: Final = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-    "HOME": HOME,
-    "USER": "user",
-    "LOGNAME": "user",
-    "SHELL": "/bin/bash",
-    "LANG": "C.UTF-8",
-    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-    "OPENBLAS_NUM_THREADS": "1",  # a thread made at import would be lost by the fork
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MPLBACKEND": "Agg",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +132,7 @@ def _mappings(base: int, image: Image | None) -> list[dict[str, int]]:
 def environment(template: Template) -> dict[str, str]:
     """What programs find: ours, then the image's, then the template's."""
     image = dict(template.image.env) if template.image else {}
-    return {**BASE_ENV, **image, **dict(template.env)}
+    return {**BASE, **image, **dict(template.env)}
 
 
 def group_limits(limits: Limits, kernel: str) -> Limits:

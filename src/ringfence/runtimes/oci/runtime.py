@@ -6,7 +6,6 @@ import asyncio
 import base64
 import collections
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -21,17 +20,18 @@ from ringfence.domain.errors import RingfenceError, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import ID
 from ringfence.domain.template import ZygoteMode
-from ringfence.guest import frames, runner
+from ringfence.guest import runner
 from ringfence.guest import syscalls as sc
 from ringfence.guest.boot import GVISOR, PLAIN
 from ringfence.guest.plan import HOME, Plan, plan_to
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
-from ringfence.runtimes.jail import walk
+from ringfence.runtimes.grouped import GOVERN_AFTER, Grouped
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.oci import bundle, fences
 from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.versions import Found
+from ringfence.runtimes.ready import ready
 
 LAUNCHER: Final = "ringfence.runtimes.oci.launcher"
 REPORT_SECONDS: Final = 20.0
@@ -39,7 +39,6 @@ READY_SECONDS: Final = 60.0  # a template's imports on a cold page cache take se
 GONE_SECONDS: Final = 30.0
 THREADS: Final = 8
 LOG_BYTES: Final = 8192  # of what the tool says, its last words
-GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 DATA_SPARE: Final = 64 * 1024 * 1024  # what a template's imports hold already when the limit is set
 _PIECE: Final = 65536
 T = TypeVar("T")
@@ -189,13 +188,16 @@ class Oci:
         self._live: dict[str, Boxed] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
-        self._governing: asyncio.TimerHandle | None = None
-        self._governed = False
+        self._grouped = Grouped(groups, self._threads, self._pid_of, without)
+        self._can = self._capabilities()
 
     # -- what it can do -------------------------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
         """What the tool and this host's groups let it enforce."""
+        return self._can
+
+    def _capabilities(self) -> Capabilities:
         return Capabilities(
             isolation=fences.ISOLATION[self._kernel].format(tool=f"{self._tool.tool.name} {self._tool.version}"),
             fork_warm=False,
@@ -240,7 +242,7 @@ class Oci:
         return boxed
 
     async def _launch(self, spec: StartSpec, launch: Launch, carried: str) -> tuple[str, ...]:
-        limits = bundle.group_limits(self._group_limits(spec.limits), self._kernel)
+        limits = bundle.group_limits(self._grouped.limits(spec.limits), self._kernel)
         await self._in_thread(lambda: self._groups.create(spec.id, limits))
         launch.launcher = _spawn(launch)
         await self._in_thread(lambda: self._groups.attach(spec.id, launch.launcher))
@@ -254,7 +256,9 @@ class Oci:
         launch.close_ends()
         launch.log.close_writer()
         await self._loop.sock_sendall(launch.host, runner.encode_order(self._orders(spec)))
-        return await asyncio.wait_for(self._ready(launch.host), READY_SECONDS)
+        async with asyncio.timeout(READY_SECONDS):
+            inside = await ready(launch.host)
+        return fences.in_force(self._kernel, set(inside), self._groups.enforces, self._without)
 
     def _config(self, spec: StartSpec, slot: int, carried: str) -> dict[str, Any]:
         shape = bundle.Shape(self._kernel, slot, self._tool.tool.name, self._without)
@@ -300,18 +304,6 @@ class Oci:
             fault=self._fault,
         )
 
-    def _group_limits(self, limits: Limits) -> Limits:
-        """The limits for the group; a layer left out by a test becomes a limit nobody reaches."""
-        lifted: dict[str, Any] = {}
-        for layer, wide in (
-            ("memory_limit", {"memory_bytes": 16 * 1024**3}),
-            ("cpu_limit", {"cpus": 64.0}),
-            ("pids_limit", {"processes": 4096}),
-        ):
-            if layer in self._without:
-                lifted.update(wide)
-        return dataclasses.replace(limits, **lifted)
-
     async def _report(self, launch: Launch) -> int:
         """The tool's pid, from its launcher; what the launcher said instead is in the log."""
         launch.close_report()
@@ -326,59 +318,17 @@ class Oci:
             raise SandboxRefused("the sandbox could not be launched", code="not_launched")
         return pid
 
-    async def _ready(self, host: socket.socket) -> tuple[str, ...]:
-        parser = frames.Parser()
-        while True:
-            data = await self._loop.sock_recv(host, frames.MAX_DATA)
-            if not data:
-                raise SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
-            for frame in parser.feed(data):
-                message = json.loads(frame.payload)
-                if "refused" in message:
-                    layer, cause = message["refused"].get("layer"), message["refused"].get("cause")
-                    raise SandboxRefused(
-                        f"layer {layer!s:.60} could not be put in force: {cause!s:.400}",
-                        code="layer_refused",
-                        remediation="run `ringfence doctor` to see what this host lacks",
-                    )
-                inside = {str(name) for name in message["ready"]["layers"]}
-                return fences.in_force(self._kernel, inside, self._groups.enforces, self._without)
-
-    # -- memory ---------------------------------------------------------------------------------------------
-
     def claimed(self, sandbox_id: str, limits: Limits) -> None:
         """Somebody uses it now: its memory limit begins to make room for files.
 
         Not under gVisor, where the host cannot tell files from memory: there the limit holds both from the start.
         """
-        if self._kernel == GVISOR:
-            return
-        if not self._governed:
-            self._governed = True
-            self._loop.add_reader(self._groups.governor.fd, self._govern)
-        self._loop.call_later(GOVERN_AFTER, self._watch_memory, sandbox_id, limits)
+        if self._kernel != GVISOR:
+            self._grouped.govern(sandbox_id, limits, GOVERN_AFTER)
 
-    def _watch_memory(self, sandbox_id: str, limits: Limits) -> None:
-        if sandbox_id in self._live:
-            self._threads.submit(self._watch_quietly, sandbox_id, limits).add_done_callback(
-                lambda _: self._call_in_loop(self._govern)
-            )
-
-    def _watch_quietly(self, sandbox_id: str, limits: Limits) -> None:
-        with contextlib.suppress(OSError, SandboxRefused):  # it ended meanwhile
-            self._groups.governor.watch(sandbox_id, limits)
-
-    def _call_in_loop(self, call: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closing
-            self._loop.call_soon_threadsafe(call)
-
-    def _govern(self) -> None:
-        if self._governing is not None:
-            self._governing.cancel()
-            self._governing = None
-        pause = self._groups.governor.govern()
-        if pause is not None:
-            self._governing = self._loop.call_later(max(0.0, pause), self._govern)
+    def _pid_of(self, sandbox_id: str) -> int | None:
+        boxed = self._live.get(sandbox_id)
+        return boxed.tool_pid if boxed is not None else None
 
     # -- stop -----------------------------------------------------------------------------------------------
 
@@ -417,24 +367,11 @@ class Oci:
 
     def evidence(self, sandbox_id: str) -> GroupUsage:
         """The few counters an answer needs, read cheaply."""
-        if not self._groups.enforces:
-            return self.usage(sandbox_id)
-        seen = self._groups.evidence(sandbox_id)
-        return GroupUsage(cpu_seconds=seen.cpu_seconds, memory_peak_bytes=seen.memory_peak, oom_kills=seen.oom_kills)
+        return self._grouped.evidence(sandbox_id)
 
     def usage(self, sandbox_id: str) -> GroupUsage:
         """The group's counters where there is one: gVisor's own kernel and the tool are in them too."""
-        if not self._groups.enforces:
-            boxed = self._live.get(sandbox_id)
-            return walk.usage_of(boxed.tool_pid) if boxed is not None else GroupUsage()
-        seen = self._groups.usage(sandbox_id)
-        return GroupUsage(
-            cpu_seconds=seen.cpu_seconds,
-            memory_now_bytes=seen.memory_now,
-            memory_peak_bytes=seen.memory_peak,
-            processes=seen.processes,
-            oom_kills=seen.oom_kills,
-        )
+        return self._grouped.usage(sandbox_id)
 
     async def found(self) -> set[str]:
         """Those alive, and groups: all that can outlive a sandbox, for everything else dies with its tool."""
@@ -445,10 +382,7 @@ class Oci:
         """Stop every sandbox, then give the groups' parents back."""
         for sandbox_id in list(self._live):
             await self.stop(sandbox_id)
-        if self._governed:
-            self._loop.remove_reader(self._groups.governor.fd)
-        if self._governing is not None:
-            self._governing.cancel()
+        self._grouped.close()
         for name in await self.found():
             await self._remove_group(name)
         await self._in_thread(self._groups.close)
