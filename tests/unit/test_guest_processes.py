@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from ringfence.guest import frames
 from ringfence.guest.loop import Loop
-from ringfence.guest.processes import Ends, Process
+from ringfence.guest.processes import Ends, Process, was_killed
 
 TERMINAL = {"rows": 24, "cols": 80}
 
@@ -44,3 +45,15 @@ def test_an_end_without_words_is_an_end(size: dict[str, Any] | None) -> None:
         process.ended(0, None, None)
         assert process.finished
         assert process.tails == {}
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_a_waiting_interpreter_that_failed_is_told_from_one_that_was_killed(number: int) -> None:
+    """The first is a layer that is not in force; the second is nobody's fault inside, and is started again."""
+    child = os.fork()
+    if child == 0:
+        if number:
+            os.kill(os.getpid(), number)
+        os._exit(1)
+    assert was_killed(child) is bool(number)
+    assert os.waitpid(child, 0)[0] == child

@@ -28,6 +28,7 @@ from ringfence.guest import frames
 from ringfence.store.base import NewEvent, Store
 
 RECONCILE_SECONDS: Final = 60.0
+MOST_EARLY: Final = 1_000  # endings kept of sandboxes that have no row (yet): most are runs' own, and are forgotten
 LIST_SECONDS: Final = 10.0
 _log: Final = logging.getLogger(__name__)
 _ENDINGS: Final = frozenset({"sandbox.stopped", "sandbox.failed"})
@@ -66,6 +67,7 @@ class Ledger:
         self._active: set[str] = set()
         self._live: dict[str, tuple[str, wire.Sandbox]] = {}
         self._stopping: set[str] = set()
+        self._early: dict[str, NodeEvent] = {}
         self.on_gone: Callable[[str], None] = _nobody  # told of each sandbox that ended; called once or twice
 
     # --- runs ---
@@ -102,6 +104,10 @@ class Ledger:
         """A sandbox was made for its owner just now."""
         self.sandbox_lives(tenant, sandbox)
         self._feed.add(tenant, "sandbox.created", sandbox=sandbox.id, template=sandbox.template)
+        # It can die while the answer that names it is under way: its end was heard before its beginning.
+        early = self._early.pop(sandbox.id, None)
+        if early is not None:
+            self._seen(early)
 
     def sandbox_lives(self, tenant: str, sandbox: wire.Sandbox) -> None:
         """A sandbox lives; its row is made if there is none."""
@@ -120,7 +126,9 @@ class Ledger:
         self._store.sandbox_changed(tenant, sandbox)
 
     def sandbox_lost(self, tenant: str, sandbox: wire.Sandbox) -> None:
-        """A sandbox the node does not know any more."""
+        """A sandbox the node does not know any more, unless its owner is just being told of its stop."""
+        if sandbox.id in self._stopping:
+            return
         self.sandbox_changed(
             tenant, msgspec.structs.replace(sandbox, state=State.FAILED, error=NODE_LOST, ended_at=time.time())
         )
@@ -193,10 +201,17 @@ class Ledger:
     def _seen(self, event: NodeEvent) -> None:
         mine = self._live.get(event.sandbox)
         if event.type in _OWN and (mine is None or mine[0] != event.tenant):
+            self._keep_early(event)
             return  # a run's own sandbox: its run says what became of it
         self._feed.put(NewEvent(event.tenant, event.type, event.time, sandbox=event.sandbox, run=None, data=event.data))
         if mine is not None and event.type in _ENDINGS and event.sandbox not in self._stopping:
             self._ended(event, mine[1])
+
+    def _keep_early(self, event: NodeEvent) -> None:
+        if event.type in _ENDINGS:
+            self._early[event.sandbox] = event
+            while len(self._early) > MOST_EARLY:
+                del self._early[next(iter(self._early))]
 
     def _ended(self, event: NodeEvent, row: wire.Sandbox) -> None:
         fate = _exit_of(event)

@@ -125,12 +125,15 @@ class Sandboxes:
         return row
 
     async def _ended_row(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
-        """The row of a sandbox the node no longer has: its last event may still be on its way."""
+        """The row of a sandbox the node does not have: its last event may still be on its way, else it is lost."""
         deadline = time.monotonic() + ENDING_SECONDS
         while True:
             row = await self._row(tenant, sandbox_id)
-            if row.state in {State.STOPPED, State.FAILED} or time.monotonic() > deadline:
+            if row.state in {State.STOPPED, State.FAILED}:
                 return row
+            if time.monotonic() > deadline:
+                self._ledger.sandbox_lost(tenant, row)
+                return await self._row(tenant, sandbox_id)
             await asyncio.sleep(0.05)
 
     async def page(self, tenant: str, wanted: Filter) -> list[wire.Sandbox]:
@@ -189,10 +192,10 @@ class Sandboxes:
         """The node's "no such sandbox" as the owner should hear it: ended, or never there; others unchanged."""
         if not isinstance(error, NotFound) or error.code not in _GONE:
             return error
-        await self._store.flush()
-        row = self._store.sandbox(tenant, sandbox_id)
-        if row is None:
-            return checks.missing(sandbox_id, "s")
+        try:
+            row = await self._ended_row(tenant, sandbox_id)
+        except NotFound as missing:
+            return missing
         why = row.exit.reason or row.exit.how.value if row.exit else row.error.cause if row.error else row.state.value
         return Conflict(f"the sandbox has ended: {why}", code="sandbox_ended", remediation="create a new sandbox")
 

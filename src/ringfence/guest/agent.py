@@ -381,7 +381,10 @@ class Agent:
         """Fork the interpreter that waits for the first program."""
         spare = self.spare = self._fork_runner({})
         spare.orders.settimeout(WARM_SECONDS)
-        if spare.orders.recv(1) != runner.READY:
+        said = spare.orders.recv(1)
+        if not said and processes.was_killed(spare.pid):
+            os._exit(1)  # it did not fail, it was killed: no layer is to blame, and the start may be tried again
+        if said != runner.READY:
             raise StepFailed("reseed", "the waiting interpreter did not renew its random state")
         self.rehearse()
 

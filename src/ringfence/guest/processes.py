@@ -46,6 +46,12 @@ def doomed(pid: int) -> bool:
     return any(int(mask, 16) for mask in pending)  # gVisor has no such lines, and answers for the dead alone
 
 
+def was_killed(pid: int) -> bool:
+    """Whether our child, which is ending or has ended, does so by a signal; it stays to be reaped."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return ended is not None and ended.si_code in {os.CLD_KILLED, os.CLD_DUMPED}
+
+
 def kill(pid: int, number: int, privileged: bool) -> None:
     """Signal a process or, for a negative pid, a group; raises ProcessLookupError when there is none."""
     if not privileged:
