@@ -113,7 +113,7 @@ async def test_a_dead_zygote_is_replaced() -> None:
         await until(lambda: not served.supervisor._starting)  # a refill under way has a group and no name yet
         await served.supervisor.sweep()
         async with asyncio.timeout(60):  # the pool may be starting one more, which has a group and no name yet
-            while await served.runtime.found() != served.supervisor.table.ids() | set(served.supervisor._warm):
+            while await served.runtime.found() != served.supervisor.table.ids() | set(served.supervisor._warm):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
 
 
