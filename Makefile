@@ -3,9 +3,6 @@ PYTHON := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
-# What counts everything on the machine before and after, and so cannot have other tests beside it.
-ALONE := tests/attacks tests/chaos tests/compat tests/unit/test_oci_live.py tests/unit/test_bench_run.py \
-	tests/unit/test_image_unpack.py tests/unit/test_templates_image.py $(wildcard tests/acceptance/test_images*.py)
 TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables
 
 .DEFAULT_GOAL := help
@@ -23,8 +20,7 @@ demo: setup  ## See it work: a data job, then a tour of attacks
 test:  ## Run all tests; ARGS="-k name" chooses
 	@tools/setup.sh $(TESTED_WITH)
 ifeq ($(strip $(ARGS)),)
-	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	@$(PYTHON) -m pytest $(ALONE)
+	@tools/test.sh
 else
 	@$(PYTHON) -m pytest $(ARGS)
 endif

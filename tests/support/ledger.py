@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -184,7 +185,7 @@ def snapshot(state: Path) -> Ledger:
         queues=frozenset(_names("/dev/mqueue")),
         temporary=frozenset({str(state)} if state.exists() else ()),
         sockets=frozenset(_sockets(state)),
-        links=frozenset(_names("/sys/class/net")),
+        links=frozenset(name for _, name in socket.if_nameindex()),
         kernel=frozenset({f"tainted {_text('/proc/sys/kernel/tainted').strip()}"}),
     )
 

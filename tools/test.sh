@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# All tests: most of them side by side, then those that count everything on the machine, in groups that each believe
+# to be alone on it.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=.venv/bin/python
+# These count processes, mounts, namespaces and links of the whole machine before and after.
+GROUPS_ALONE=(
+    "tests/attacks"
+    "tests/chaos tests/compat tests/unit/test_bench_run.py"
+    "tests/unit/test_oci_live.py tests/unit/test_image_unpack.py tests/unit/test_templates_image.py $(echo tests/acceptance/test_images*.py)"
+)
+LOGS=$(mktemp -d)
+running=()
+failed=0
+# Ending a group's first process ends all it started: they are in a namespace of processes of its own.
+trap 'kill "${running[@]}" 2>/dev/null; rm -rf "$LOGS"' EXIT
+
+"$PYTHON" -m pytest --numprocesses 3 --dist loadfile $(printf -- '--ignore=%s ' ${GROUPS_ALONE[*]}) || failed=1
+
+# As an ordinary user there are no namespaces to be alone in: then one after the other.
+for n in "${!GROUPS_ALONE[@]}"; do
+    if [ "$(id -u)" = 0 ]; then
+        tools/apart.sh "$PYTHON" -m pytest -p no:cacheprovider ${GROUPS_ALONE[n]} >"$LOGS/$n" 2>&1 &
+        running+=($!)
+        echo "beside each other: ${GROUPS_ALONE[n]}"
+    else
+        "$PYTHON" -m pytest ${GROUPS_ALONE[n]} || failed=1
+    fi
+done
+for n in "${!running[@]}"; do
+    wait "${running[n]}" || failed=1
+    cat "$LOGS/$n"
+done
+running=()
+exit "$failed"
