@@ -51,8 +51,14 @@ def kind_of(pid: int, instance: str) -> str:
     if f"/ringfence/{instance}/zygote-" in group:
         return "zygote"
     if f"/ringfence/{instance}/s" in group:
-        return "agent" if name == "ringfence" else "program"
+        return "agent" if name == "ringfence" and first_of_its_namespace(pid) else "program"
     return ""
+
+
+def first_of_its_namespace(pid: int) -> bool:
+    """Whether it is a sandbox's process 1; an interpreter that waits for its program has the same name."""
+    lines = ledger._text(f"/proc/{pid}/status").splitlines()
+    return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in lines)
 
 
 def victims(server: OwnServer, kind: str) -> list[int]:
