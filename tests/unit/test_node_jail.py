@@ -52,7 +52,8 @@ async def jailed(instance: str = "") -> AsyncIterator[Node]:
 
 async def claim(served: Node, tenant: str = "a", template: str = "base") -> Live:
     """A sandbox for a tenant."""
-    live, _ = await served.supervisor.claim({"tenant": tenant, "template": template}, LIMITS, 300, one_shot=True)
+    ask = {"tenant": tenant, "template": template, "wait_seconds": 300.0}  # an emulated machine is slow
+    live, _ = await served.supervisor.claim(ask, LIMITS, 300, one_shot=True)
     return live
 
 
