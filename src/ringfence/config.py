@@ -37,6 +37,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of both settings."""
 
 
+def check_domain(what: str, name: str) -> None:
+    """Refuse what is no domain in lower case. Raises BadRequest."""
+    if not _DOMAIN.fullmatch(name) or len(name) > 200:
+        raise BadRequest(f"settings: {what} {name!r:.80} is not a domain in lower case", code="bad_settings")
+
+
 class TenantSettings(Settings, frozen=True):
     """One tenant's ceilings. `limits` are maxima per sandbox, by the names of `Limits`."""
 
@@ -59,7 +65,9 @@ class TenantSettings(Settings, frozen=True):
 class EdgeSettings(Settings, frozen=True):
     """Where published ports are served, and within which bounds. `port` -1 is the api's own plus 1000, or any free one.
 
+    With `certificate` and `certificate_key` (files in PEM; the first may hold a chain) the edge speaks TLS itself.
     `scheme` and `public_port` describe the address that users see, when a proxy stands in front.
+    `serve_api` also answers for the API, at api.<domain> and where E2B's clients look for it.
     """
 
     enabled: bool = True
@@ -71,8 +79,12 @@ class EdgeSettings(Settings, frozen=True):
     trusted_proxies: list[str] = []
     path_hosts: list[str] = []
     path_browsers: bool = False
+    certificate: str = ""
+    certificate_key: str = ""
+    serve_api: bool = False
     header_bytes: Annotated[int, msgspec.Meta(ge=1024, le=60 * 1024)] = 32 * 1024
     max_connections: Count = 2048
+    max_handshakes: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 512
     connections_per_tenant: Count = 512
     connections_per_sandbox: Count = 128
     header_seconds: Positive = 10.0
@@ -80,12 +92,21 @@ class EdgeSettings(Settings, frozen=True):
     idle_seconds: Positive = 300.0
     total_seconds: Positive = 14_400.0
 
+    @property
+    def behind_https(self) -> bool:
+        """Whether a proxy in front speaks TLS, at its own usual port."""
+        return self.scheme == "https" and not self.certificate
+
+    @property
+    def shown_scheme(self) -> str:
+        """The scheme users see."""
+        return "https" if self.certificate else self.scheme
+
     def check(self) -> None:
-        """Refuse what is no domain and no network. Raises BadRequest."""
-        if not _DOMAIN.fullmatch(self.domain) or len(self.domain) > 200:
-            raise BadRequest(
-                f"settings: edge.domain {self.domain!r:.80} is not a domain in lower case", code="bad_settings"
-            )
+        """Refuse what is no domain, no network and half a certificate. Raises BadRequest."""
+        check_domain("edge.domain", self.domain)
+        if bool(self.certificate) != bool(self.certificate_key):
+            raise BadRequest("settings: edge.certificate and edge.certificate_key go together", code="bad_settings")
         for network in self.trusted_proxies:
             try:
                 ipaddress.ip_network(network)
@@ -120,6 +141,7 @@ class ServerSettings(Settings, frozen=True):
     allowed_hosts: list[str] = []
     runtimes: list[str] = []
     image_registries: list[str] = []  # at private addresses: HOST[:PORT], with http:// before one without TLS
+    dev_domain: str = ""  # a name for this machine's users alone: TLS by a certificate authority of our own
     user: str = "ringfence"
     wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=100)] = 10.0
     collected_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024 * MIB)] = 10 * MIB
@@ -145,6 +167,11 @@ class ServerSettings(Settings, frozen=True):
     def templates_dir(self) -> Path:
         """Where templates live; inside the state directory unless said otherwise."""
         return Path(self.templates) if self.templates else self.state_dir / "templates"
+
+    @property
+    def dev_dir(self) -> Path:
+        """Where the certificate authority of the development domain is kept."""
+        return self.state_dir / "dev" / self.dev_domain
 
     @property
     def node_socket(self) -> Path:
@@ -174,7 +201,7 @@ _KNOWN: Final = (
     frozenset(name.upper() for kind in (ServerSettings, ClientSettings) for name in kind.__struct_fields__) | _ELSEWHERE
 )
 _LISTS: Final = frozenset({"allowed_hosts", "runtimes", "image_registries"})
-_TEXT: Final = frozenset({"state", "templates", "host", "user", "url", "key"})
+_TEXT: Final = frozenset({"state", "templates", "host", "dev_domain", "user", "url", "key"})
 
 
 def default_state() -> Path:
@@ -257,12 +284,28 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     environ = os.environ if environ is None else environ
     named = file or environ.get(_PREFIX + "CONFIG")
     table = _from_file(Path(named) if named else default_file("server.toml"), must_exist=bool(named))
-    settings = _build(ServerSettings, table, _from_env(ServerSettings, environ), _flags(flags))
+    settings = _developing(_build(ServerSettings, table, _from_env(ServerSettings, environ), _flags(flags)))
     for ceiling in (settings.tenant, *settings.tenants.values()):
         ceiling.most()
     settings.edge.check()
     settings.egress.floor()
     return settings
+
+
+def _developing(settings: ServerSettings) -> ServerSettings:
+    """With a development domain, the edge speaks TLS for it and serves the API too. Raises BadRequest."""
+    if not settings.dev_domain:
+        return settings
+    check_domain("dev_domain", settings.dev_domain)
+    place = settings.dev_dir
+    edge = msgspec.structs.replace(
+        settings.edge,
+        domain=settings.dev_domain,
+        certificate=str(place / "server.crt"),
+        certificate_key=str(place / "server.key"),
+        serve_api=True,
+    )
+    return msgspec.structs.replace(settings, edge=edge)
 
 
 def read_client(file: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any) -> ClientSettings:

@@ -256,10 +256,33 @@ class PublishedPort(Answer, frozen=True):
     links: list[PortLink] = []
 
 
+class PublishAllRequest(Request, frozen=True):
+    """Give every port inside a URL: for everybody with `public`, else for who sends `token`; without, it is made."""
+
+    public: bool = False
+    token: Annotated[str, msgspec.Meta(min_length=16, max_length=256)] | None = None
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 0.0
+
+
+class PublishedAll(Answer, frozen=True):
+    """Every port inside, published at once. `{port}` in `url` and `host` stands for its number.
+
+    `token` is told once, when it is set; a client sends it as E2B-Traffic-Access-Token.
+    """
+
+    url: str
+    host: str
+    public: bool
+    wait_seconds: float
+    created_at: float
+    token: str | None = None
+
+
 class PublishedPortList(Answer, frozen=True):
-    """The ports a sandbox publishes."""
+    """The ports a sandbox publishes; `any` is there when it publishes all of them."""
 
     ports: list[PublishedPort]
+    any: PublishedAll | None = None
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from typing import Any, Self
 import httpx
 
 from ringfence.api.app import make_app
+from ringfence.api.handover import given_to
 from ringfence.api.server import make_server
 from ringfence.config import EdgeSettings
 from ringfence.edge.listening import listen
-from ringfence.edge.server import Edge
+from ringfence.edge.server import Edge, Pairs
 from ringfence.engine.engine import Engine
 from ringfence.guest import frames
 from ringfence.store.sqlite import SqliteStore
@@ -92,8 +93,9 @@ class InsideNode(FakeNode):
 class EdgeApi(FakeApi):
     """A FakeApi that also serves published ports."""
 
-    def __init__(self, settings: EdgeSettings = SETTINGS) -> None:
+    def __init__(self, settings: EdgeSettings = SETTINGS, certificates: Pairs | None = None) -> None:
         self.settings = settings
+        self.certificates = certificates
         self.edge_port = 0
         super().__init__()
 
@@ -114,7 +116,10 @@ class EdgeApi(FakeApi):
         self.store.start()
         self.engine = Engine(self.place / "node.sock", self.store, self._policy)
         self.edge = Edge(self.engine, self.store, self.settings)
-        app = make_app(self.engine, self.store, version="test", hosts=[], body_seconds=2.0, published=self.edge.ports)
+        hosts = [f"api.{self.settings.domain}"] if self.settings.serve_api else []
+        app = make_app(
+            self.engine, self.store, version="test", hosts=hosts, body_seconds=2.0, published=self.edge.ports
+        )
         self._server = make_server(app, self.engine.stopping, self._clocks, drain_seconds=2)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -127,7 +132,7 @@ class EdgeApi(FakeApi):
             time.sleep(0.005)
 
     async def _serve(self, edge_listener: socket.socket) -> None:
-        async with self.edge.serving(edge_listener):
+        async with self.edge.serving(edge_listener, api=given_to(self._server), certificates=self.certificates):
             await self._server.serve(sockets=[self.listener])
 
     def open(self, timeout: float = 20) -> socket.socket:

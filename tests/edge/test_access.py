@@ -285,7 +285,7 @@ def test_an_ended_sandbox_publishes_nothing(api: EdgeApi, program: Program) -> N
         mine.client.delete(f"/v1/sandboxes/{mine.id}")
         answer = mine.client.post(f"/v1/sandboxes/{mine.id}/ports", json={"port": 8000})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "sandbox_ended")
-        assert mine.client.get(f"/v1/sandboxes/{mine.id}/ports").json() == {"ports": []}
+        assert mine.client.get(f"/v1/sandboxes/{mine.id}/ports").json() == {"ports": [], "any": None}
 
 
 def test_a_restarted_api_knows_the_ports_of_what_lived_on(api: EdgeApi, program: Program) -> None:

@@ -15,10 +15,15 @@ from ringfence.edge import access, hosts
 from ringfence.edge.body import LAST_CHUNK, body_of, chunk
 from ringfence.edge.hosts import Names
 from ringfence.edge.listening import listen
-from ringfence.edge.parse import Framing, Malformed, answer_of, request_of
+from ringfence.edge.parse import NO_BODY, Framing, Malformed, Request, answer_of, request_of
 
 NAMES = Names("sbx.localhost", frozenset({8643}), frozenset({"localhost"}))
 LABEL = "8000-s" + "a" * 26
+
+
+def asked(host: bytes, target: bytes = b"/") -> Request:
+    """A request to a host."""
+    return Request(b"GET", target, 1, (), host, NO_BODY)
 
 
 def taken(data: bytes, cuts: list[int], framing: Framing) -> tuple[bytes, bool, bytes]:
@@ -53,7 +58,7 @@ def test_rubbish_is_refused_and_nothing_else_happens(data: bytes) -> None:
         with contextlib.suppress(Malformed):
             read(data)
     with contextlib.suppress(hosts.BadHost, hosts.WrongHost):
-        NAMES.place(data, b"/")
+        NAMES.place(asked(data))
     assert access.opened(b"s" * 32, LABEL, data) is None
 
 
@@ -61,14 +66,14 @@ def test_rubbish_is_refused_and_nothing_else_happens(data: bytes) -> None:
 def test_no_host_but_the_exact_one_is_a_place(text: str) -> None:
     """Whatever is put around or into it."""
     with contextlib.suppress(hosts.BadHost, hosts.WrongHost):
-        place = NAMES.place(text.encode(), b"/")
+        place = NAMES.place(asked(text.encode()))
         assert place is None or text.removesuffix(":8643") == f"{place.label}.sbx.localhost"
 
 
 def test_the_exact_host_is_a_place() -> None:
     """With its port and without."""
     for text in (f"{LABEL}.sbx.localhost", f"{LABEL}.sbx.localhost:8643"):
-        place = NAMES.place(text.encode(), b"/x")
+        place = NAMES.place(asked(text.encode(), b"/x"))
         assert place is not None
         assert (place.label, place.target) == (LABEL, b"/x")
 

@@ -8,8 +8,10 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -19,12 +21,16 @@ import uvloop
 from ringfence.api import privileges
 from ringfence.api.app import make_app
 from ringfence.api.front import Front
+from ringfence.api.handover import given_to
 from ringfence.api.protocol import Clocks
 from ringfence.api.server import announce, import_lazy, make_server, url_of, warm_up
 from ringfence.config import ServerSettings, TenantSettings, read_server
 from ringfence.domain.errors import RingfenceError
+from ringfence.edge.certificates import Alone, Received
+from ringfence.edge.connection import Api
 from ringfence.edge.listening import listen
-from ringfence.edge.server import Edge
+from ringfence.edge.server import Edge, Pairs
+from ringfence.edge.tls import read_pair
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
 from ringfence.store.sqlite import SqliteStore
@@ -37,6 +43,7 @@ class Options:
     settings: ServerSettings
     listen_fd: int | None
     edge_fd: int | None
+    tls_fd: int | None
     ready_fd: int | None
     parent: int | None
 
@@ -50,6 +57,7 @@ def _options(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--settings-fd", type=int, help="all settings as JSON, from the server's parent process")
     parser.add_argument("--listen-fd", type=int)
     parser.add_argument("--edge-fd", type=int, help="where published ports are served")
+    parser.add_argument("--tls-fd", type=int, help="where the edge's certificates come from")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--parent", type=int)
     given = parser.parse_args(arguments)
@@ -58,7 +66,7 @@ def _options(arguments: list[str] | None = None) -> Options:
     else:
         with os.fdopen(given.settings_fd, "rb") as pipe:
             settings = msgspec.json.decode(pipe.read(), type=ServerSettings)
-    return Options(settings, given.listen_fd, given.edge_fd, given.ready_fd, given.parent)
+    return Options(settings, given.listen_fd, given.edge_fd, given.tls_fd, given.ready_fd, given.parent)
 
 
 def _version() -> str:
@@ -111,21 +119,36 @@ def _edge_listener(options: Options) -> socket.socket | None:
     return listen(settings.edge, settings.port) if settings.edge.enabled and ours else None
 
 
+def _certificates(options: Options) -> Pairs | None:
+    """What the edge shows; None where it speaks no TLS. Without a parent it is read here, once."""
+    if options.tls_fd is not None:
+        return Received(options.tls_fd)
+    edge = options.settings.edge
+    return Alone(read_pair(edge.certificate, edge.certificate_key)) if edge.certificate and edge.enabled else None
+
+
 def _hosts(settings: ServerSettings) -> list[str]:
     specific = settings.host not in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return [*settings.allowed_hosts, host] if specific else settings.allowed_hosts
+    known = (
+        [*settings.allowed_hosts, f"api.{settings.edge.domain}"] if settings.edge.serve_api else settings.allowed_hosts
+    )
+    return [*known, host] if specific else known
 
 
 async def _serve(
-    app: Front, engine: Engine, options: Options, listener: socket.socket, edge: AbstractAsyncContextManager[None]
+    app: Front,
+    engine: Engine,
+    options: Options,
+    listener: socket.socket,
+    edge: Callable[[Api], AbstractAsyncContextManager[None]],
 ) -> None:
     settings = options.settings
     clocks = Clocks(settings.header_seconds, settings.stall_seconds, settings.max_connections)
     server = make_server(app, engine.stopping, clocks, settings.drain_seconds)
     announcing = asyncio.create_task(announce(engine, options.ready_fd, url_of(listener)))
     try:
-        async with edge:
+        async with edge(given_to(server)):
             await server.serve(sockets=[listener])
     finally:
         announcing.cancel()
@@ -149,14 +172,15 @@ def run(options: Options) -> None:
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,
         published=edge.ports,
     )  # fmt: skip
-    listener, edge_listener = _listener(options), _edge_listener(options)
+    listener, edge_listener, certificates = _listener(options), _edge_listener(options), _certificates(options)
     uvloop.run(warm_up(app))
     privileges.drop(uid, gid)
     if options.parent is not None:
         privileges.die_with(options.parent)
     store.start()
     try:
-        uvloop.run(_serve(app, engine, options, listener, edge.serving(edge_listener)))
+        serving = partial(edge.serving, edge_listener, certificates=certificates)
+        uvloop.run(_serve(app, engine, options, listener, lambda api: serving(api=api)))
     finally:
         store.close()
 

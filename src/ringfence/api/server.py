@@ -14,6 +14,7 @@ import uvicorn
 from litestar import Litestar
 
 from ringfence.api.front import Front
+from ringfence.api.handover import OneHost
 from ringfence.api.protocol import Clocks, http_protocol, websocket_protocol
 from ringfence.domain.errors import RingfenceError
 from ringfence.engine.engine import Engine
@@ -63,7 +64,7 @@ class Server(uvicorn.Server):
 def make_server(app: Front, stopping: asyncio.Event, clocks: Clocks, drain_seconds: float) -> Server:
     """A server for the application; nothing listens yet."""
     config = uvicorn.Config(
-        app,
+        OneHost(app),
         loop="uvloop",
         http=http_protocol(clocks),
         ws=websocket_protocol(clocks),

@@ -209,6 +209,17 @@ def publish(sandbox: str, port: int, *, public: bool, wait: float) -> Call:
     return _post(sandbox_path(sandbox, "/ports"), request, repeatable=True)
 
 
+def publish_all(sandbox: str, *, public: bool, token: str | None, wait: float) -> Call:
+    """POST every port to publish; not repeated by itself, for each may make another token."""
+    request = wire.PublishAllRequest(public=public, token=token, wait_seconds=wait)
+    return _post(sandbox_path(sandbox, "/ports/any"), request)
+
+
+def unpublish_all(sandbox: str) -> Call:
+    """DELETE the publication of every port."""
+    return Call("DELETE", ROOT + sandbox_path(sandbox, "/ports/any"))
+
+
 def published(sandbox: str) -> Call:
     """GET the ports a sandbox publishes."""
     return _get(sandbox_path(sandbox, "/ports"))

@@ -10,6 +10,7 @@ import msgspec
 from ringfence import wire
 from ringfence.domain.errors import Overloaded, OverQuota, RingfenceError
 from ringfence.edge.crossing import COOKIE
+from ringfence.edge.gateway import GatewayError
 from ringfence.edge.parse import END, Request
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -39,6 +40,14 @@ def _wants_page(request: Request | None) -> bool:
     return request is not None and request.method == b"GET" and b"text/html" in (request.only(b"accept") or b"")
 
 
+def _told(error: RingfenceError) -> bytes:
+    if isinstance(error, GatewayError):
+        return _encode(error.told())
+    return _encode(
+        wire.ErrorAnswer(error=wire.ErrorBody(code=error.code, cause=error.cause, remediation=error.remediation))
+    )
+
+
 def refusal(error: RingfenceError, request: Request | None, *, keeps: bool) -> bytes:
     """An error as a whole answer; `request` is None when not even its head was understood."""
     status, code = type(error).status, error.code
@@ -48,8 +57,7 @@ def refusal(error: RingfenceError, request: Request | None, *, keeps: bool) -> b
         body = _PAGE.format(status=status, **{name: html.escape(text) for name, text in shown.items()}).encode()
         kind = "text/html; charset=utf-8"
     else:
-        told = wire.ErrorBody(code=code, cause=error.cause, remediation=error.remediation)
-        body, kind = _encode(wire.ErrorAnswer(error=told)), "application/json"
+        body, kind = _told(error), "application/json"
     head = (
         f"HTTP/1.1 {status} {reason}\r\n{_SAFE}X-Ringfence-Error: {code}\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: {'keep-alive' if keeps else 'close'}"

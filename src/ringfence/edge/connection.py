@@ -18,10 +18,11 @@ from ringfence.edge import access, answers
 from ringfence.edge.crossing import Forwarding
 from ringfence.edge.doorkeeper import Doorkeeper, nothing_here, without_token
 from ringfence.edge.exchange import Cut, Exchange
-from ringfence.edge.hosts import Names, Place
+from ringfence.edge.hosts import Names, Place, WrongHost, is_address
 from ringfence.edge.parse import END, HeadTooLarge, Malformed, Request, all_of, bare, request_of, websocket_key
 from ringfence.edge.peer import Gone, Peer
-from ringfence.edge.ports import Ports, Route
+from ringfence.edge.ports import Ports
+from ringfence.edge.routes import Route
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Place as Held
 
@@ -31,6 +32,8 @@ LINGER_BYTES: Final = 1024 * 1024
 _ENDED: Final = frozenset({"sandbox_ended", NotFound.default_code})  # an agent's own "not found" has another code
 _log: Final = logging.getLogger(__name__)
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+# Who serves a connection for the API: by the Host it is bound to, and whether it ends with its first request.
+Api = Callable[[bytes, bool], asyncio.Protocol | None]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Site:
     names: Names
     doorkeeper: Doorkeeper
     trusted: tuple[Network, ...]
+    api: Api | None = None
     of_sandbox: Counter[str] = field(default_factory=Counter)
     of_tenant: Counter[str] = field(default_factory=Counter)
 
@@ -55,6 +59,10 @@ class Site:
         except ValueError:
             return False
         return any(found in network for network in self.trusted)
+
+
+class Misnamed(WrongHost):
+    """A TLS connection that was made for one name, and a request on it for another."""
 
 
 class BadExpectation(Refused):
@@ -77,6 +85,7 @@ class Connection:
     def __init__(self, site: Site, peer: Peer) -> None:
         self._site = site
         self._peer = peer
+        self._given = False  # to the api, with all that follows
 
     async def run(self) -> None:
         """Requests, one after the other."""
@@ -84,6 +93,8 @@ class Connection:
         try:
             while await self._next(wait):
                 wait = KEEP_ALIVE_SECONDS
+            if self._given:
+                return
             await self._linger()
             self._peer.close()
         except (Gone, Cut):
@@ -100,7 +111,7 @@ class Connection:
             if data is None:
                 return False
             request = request_of(data)
-            return await self._serve(request)
+            return await self._serve(request, data)
         except RingfenceError as error:
             return await self._refuse(error, request)
         except (Gone, Cut):
@@ -145,21 +156,46 @@ class Connection:
 
     # --- one request ---
 
-    async def _serve(self, request: Request) -> bool:
+    async def _serve(self, request: Request, data: bytes) -> bool:
         site = self._site
-        place = site.names.place(request.host, request.target)
-        route = site.ports.find(place.label) if place is not None else None
+        self._check_asked(request)
+        place = site.names.place(request)
+        if place is not None and place.api:
+            self._give(request, data)
+            return False
+        route = site.ports.find(place) if place is not None else None
         if place is None or route is None:
             raise nothing_here()
         target, token = without_token(place.target)
-        if token is not None and not place.prefix and request.method in {b"GET", b"HEAD"}:
+        if token is not None and not place.shared and not route.whole and request.method in {b"GET", b"HEAD"}:
             return await self._enter(request, route, target, token)
-        grant = site.doorkeeper.grant(request, route, shared=bool(place.prefix))
+        grant = site.doorkeeper.grant(request, route, place)
         expect = all_of(request.fields, b"expect")
         if expect and [value.lower() for value in expect] != [b"100-continue"]:
             raise BadExpectation("the only expectation met here is 100-continue")
         with self._held(route):
             return await self._pass(request, route, grant, place._replace(target=target))
+
+    def _check_asked(self, request: Request) -> None:
+        """One TLS connection, one name: what was agreed for one says nothing for another. A proxy of ours may mix."""
+        if not self._peer.secure or self._site.trusts(self._peer.address):
+            return
+        name, asked = self._site.names.name(request.host), self._peer.asked
+        good = is_address(name) if asked is None else name == asked.lower().encode()
+        if not good:
+            raise Misnamed(
+                "this connection was made for another name",
+                remediation="ask on a connection of its own, with the same name in TLS and in Host",
+            )
+
+    def _give(self, request: Request, data: bytes) -> None:
+        """The api answers from here on. Of a proxy's connection it gets one request: the next may be for anybody."""
+        site = self._site
+        protocol = site.api(request.host, site.trusts(self._peer.address)) if site.api is not None else None
+        if protocol is None:
+            raise Overloaded("the API does not answer at the moment", remediation="try again shortly")
+        self._given = True
+        self._peer.give(protocol, data + END)
 
     def _held(self, route: Route) -> _Both:
         site, settings = self._site, self._site.settings
@@ -193,19 +229,19 @@ class Connection:
                 raise Cut from None
             if error.code in _ENDED:
                 site.ports.gone(route.sandbox)
-            raise
+            raise route.told(error) from None
         return exchange.keeps
 
     def _forwarding(self, request: Request, route: Route, place: Place) -> Forwarding:
         """Who asked, as far as it is known: a proxy's word counts only when that proxy is configured."""
-        client, scheme = self._peer.address, "http"
+        client, scheme = self._peer.address, "https" if self._peer.secure else "http"
         if self._site.trusts(client):
             said = b",".join(all_of(request.fields, b"x-forwarded-for")).decode("latin-1").split(",")
             client = self._asker([address.strip() for address in said if address.strip()], client)
             proto = request.only(b"x-forwarded-proto")
             scheme = proto.decode() if proto in {b"http", b"https"} else scheme
-        inside = b"localhost:%d" % route.port if place.prefix else request.host
-        return Forwarding(client, scheme, request.host, inside, place.prefix)
+        inside = b"localhost:%d" % route.port if place.shared else request.host
+        return Forwarding(client, scheme, request.host, inside, place.prefix, place.shared)
 
     def _asker(self, chain: list[str], nearest: str) -> str:
         """The last address that no trusted proxy has, read from the nearest end; a lie further out is never reached."""

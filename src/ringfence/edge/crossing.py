@@ -5,12 +5,15 @@ Cookies: the platform's own never reach a sandbox, and no sandbox sets one for m
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
+from ringfence.edge.hosts import ROUTING
 from ringfence.edge.parse import Answer, Fields, Malformed, Request, all_of, tokens
 
 ACCESS: Final = b"x-ringfence-access"
+TRAFFIC: Final = b"e2b-traffic-access-token"
 COOKIE: Final = b"__Host-ringfence-access"
 KEY_PREFIX: Final = b"rf_"
 _OURS: Final = (b"ringfence", b"__host-ringfence", b"__secure-ringfence")
@@ -22,11 +25,11 @@ _HOP: Final = frozenset({
 })  # fmt: skip
 # What a client could use to speak for a proxy; a trusted proxy's word is read before this and written anew.
 _SPOKEN_FOR: Final = frozenset({b"forwarded", b"via", b"x-real-ip", b"true-client-ip", b"x-client-ip", b"proxy"})
-# Read or written by us: `host` and the length are set anew, `expect` is answered here.
-_SET: Final = frozenset({b"host", b"content-length", b"expect", ACCESS})
+# Read or written by us: `host` and the length are set anew, `expect` is answered here, where to is for us alone.
+_SET: Final = frozenset({b"host", b"content-length", b"expect", ACCESS, TRAFFIC, *itertools.chain(*ROUTING)})
 # `Connection: x` has x dropped on the way. These it may not name: dropping them changes what the request is.
 _NOT_DROPPABLE: Final = frozenset({
-    b"host", b"content-length", b"transfer-encoding", b"cookie", b"authorization", ACCESS,
+    b"host", b"content-length", b"transfer-encoding", b"cookie", b"authorization", ACCESS, TRAFFIC,
 })  # fmt: skip
 # What a sandbox may not tell a browser: it would count for siblings, for the platform, or for where else this host is.
 # Clear-Site-Data clears the cookies of the whole registrable domain; Alt-Svc moves the host to another port.
@@ -45,6 +48,7 @@ class Forwarding:
     host: bytes
     upstream_host: bytes
     prefix: str = ""
+    shared: bool = False  # the origin is not this port's alone
 
 
 def _dropped_by_connection(fields: Fields) -> frozenset[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import time
 from typing import Final
 
@@ -9,8 +11,10 @@ from ringfence import wire
 from ringfence.config import EdgeSettings
 from ringfence.domain.errors import Forbidden, NotFound
 from ringfence.edge import access, crossing
+from ringfence.edge.gateway import TokenRefused
+from ringfence.edge.hosts import Place
 from ringfence.edge.parse import Request, all_of
-from ringfence.edge.ports import BY_KEY, IN_PUBLIC, Route
+from ringfence.edge.routes import BY_KEY, BY_TOKEN, IN_PUBLIC, Route
 from ringfence.store.base import Store, digest_of
 
 _PARAMETER: Final = wire.ACCESS_PARAMETER.encode() + b"="
@@ -44,19 +48,21 @@ class Doorkeeper:
         self._store = store
         self._browsers_on_paths = settings.path_browsers
 
-    def grant(self, request: Request, route: Route, *, shared: bool) -> str:
-        """What lets this request in. Raises NotFound when nothing does, Forbidden for a page of another origin."""
-        shown = all_of(request.fields, crossing.ACCESS)
+    def grant(self, request: Request, route: Route, place: Place) -> str:
+        """What lets this request in. Raises NotFound or TokenRefused for nothing, Forbidden for another's page."""
+        shown, tokens = all_of(request.fields, crossing.ACCESS), all_of(request.fields, crossing.TRAFFIC)
         if shown:
             found = self._by_header(shown, route)
-        elif shared and not self._browsers_on_paths:
+        elif tokens and route.record.token:
+            found = _by_token(tokens, route)
+        elif place.prefix and not self._browsers_on_paths:
             found = None  # every path is one origin: a page of one sandbox would speak for its reader to all the others
         elif route.public:
             found = IN_PUBLIC
         else:
-            found = None if shared else self._by_cookie(request, route)
+            found = None if place.shared or route.whole else self._by_cookie(request, route)
         if found is None:
-            raise nothing_here()
+            raise _token_refused(route) if route.whole else nothing_here()
         return found
 
     def _by_header(self, shown: list[bytes], route: Route) -> str | None:
@@ -74,6 +80,19 @@ class Doorkeeper:
         if link is not None and not _asked_by_its_own_page(request):
             raise Forbidden("a page of another origin may not use this cookie", code="wrong_origin")
         return link
+
+
+def _by_token(shown: list[bytes], route: Route) -> str | None:
+    good = len(shown) == 1 and hmac.compare_digest(hashlib.sha256(shown[0]).digest(), route.record.token)
+    return BY_TOKEN if good else None
+
+
+def _token_refused(route: Route) -> TokenRefused:
+    return TokenRefused(
+        "The ports of this sandbox need a traffic access token",
+        route.sandbox,
+        remediation="send it as E2B-Traffic-Access-Token",
+    )
 
 
 def _asked_by_its_own_page(request: Request) -> bool:

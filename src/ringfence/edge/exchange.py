@@ -17,7 +17,7 @@ from ringfence.edge.body import LAST_CHUNK, Body, body_of, chunk
 from ringfence.edge.crossing import Forwarding
 from ringfence.edge.parse import END, NO_BODY, Answer, Malformed, Request, answer_of, bare, only, tokens
 from ringfence.edge.peer import Gone, Peer
-from ringfence.edge.ports import Route
+from ringfence.edge.routes import Route
 from ringfence.edge.upstream import BadUpstream, SlowUpstream, Upstream, reach
 from ringfence.engine.engine import Engine
 
@@ -69,7 +69,7 @@ class Exchange:
                 await self._watched(reaching, self._settings.total_seconds)
                 upstream = reaching.result()
                 await upstream.send(head)
-                falling = asyncio.create_task(self._fall(upstream, key, shared=bool(forwarding.prefix)))
+                falling = asyncio.create_task(self._fall(upstream, key, shared=forwarding.shared))
                 rising = asyncio.create_task(self._rise(upstream))
                 await self._watched(falling, self._settings.total_seconds, rising)
                 self.keeps = self.keeps and rising.done() and self._body.done

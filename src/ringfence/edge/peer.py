@@ -23,6 +23,8 @@ class Peer(asyncio.Protocol):
         self.buffer = bytearray()
         self.eof = False
         self.address = ""
+        self.secure = False  # TLS, and `asked` is the name it was made for
+        self.asked: str | None = None
         self._stall = stall_seconds
         self._transport: asyncio.Transport | None = None
         self._paused = False
@@ -40,6 +42,9 @@ class Peer(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=HELD)
         address = transport.get_extra_info("peername")
         self.address = address[0] if isinstance(address, tuple) else ""
+        tls = transport.get_extra_info("ssl_object")
+        self.secure = tls is not None
+        self.asked = getattr(tls, "asked", None)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -50,11 +55,11 @@ class Peer(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
-        """The client sends no more; what it is owed is still sent."""
+        """The client sends no more; what it is owed is still sent, but for TLS, which has no half."""
         self.eof = True
         self._left.set()
         self._wake()
-        return True
+        return not self.secure
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -110,6 +115,23 @@ class Peer(asyncio.Protocol):
         except TimeoutError:
             self.abort()
             raise Gone from None
+
+    def give(self, protocol: asyncio.Protocol, first: bytes) -> None:
+        """Let another protocol have the connection, from these bytes on. Raises Gone."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            raise Gone
+        if self.eof:
+            transport.abort()
+            raise Gone
+        data = first + bytes(self.buffer)
+        self.buffer.clear()
+        transport.set_write_buffer_limits()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self._paused and not transport.is_closing():
+            transport.resume_reading()
+        protocol.data_received(data)
 
     def finish(self) -> bool:
         """Say that no more follows, behind what was written; False when the connection is gone."""

@@ -6,100 +6,31 @@ restarted knows the ports of the sandboxes that outlived it.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import hashlib
 import logging
+import re
 import secrets
 import time
-from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from ringfence import wire
 from ringfence.config import EdgeSettings
-from ringfence.domain.errors import Conflict, NotFound, OverQuota
+from ringfence.domain.errors import BadRequest, Conflict, NotFound, OverQuota
 from ringfence.domain.sandbox import State
-from ringfence.edge import access
+from ringfence.edge import access, gateway
 from ringfence.edge.access import Pass
+from ringfence.edge.hosts import API_PORTS, Place
+from ringfence.edge.routes import BY_TOKEN, IN_PUBLIC, WHOLE, Link, Record, Route, Whole
 from ringfence.engine.engine import Engine
 from ringfence.store.base import PortRow, Store
 
 MOST_PORTS: Final = 64  # published at once by one sandbox
 MOST_LINKS: Final = 64  # alive at once on one port
-BY_KEY: Final = "key"
-IN_PUBLIC: Final = ""
+MOST_ENDED: Final = 16_384  # sandboxes with every port published whose end is remembered, to be told
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{16,256}")
 _log: Final = logging.getLogger(__name__)
-
-
-class Link(msgspec.Struct):
-    """A link that lets its bearer in until it expires."""
-
-    expires: int
-    once: bool = False
-    used: bool = False
-
-
-class Record(msgspec.Struct):
-    """What a published port is, as the store keeps it."""
-
-    public: bool
-    wait_seconds: float
-    created_at: float
-    secret: bytes
-    links: dict[str, Link] = {}
-
-
-class Cuttable(Protocol):
-    """Something under way through a published port. `grant` is what let it in."""
-
-    grant: str
-
-    def cut(self) -> None:
-        """End it now."""
-
-
-class Route:
-    """One published port."""
-
-    def __init__(self, tenant: str, sandbox: str, port: int, record: Record) -> None:
-        self.tenant = tenant
-        self.sandbox = sandbox
-        self.port = port
-        self.label = f"{port}-{sandbox}"
-        self.record = record
-        self.open: set[Cuttable] = set()
-        self.accepted = False  # a connection to it was once taken
-        self.gate = asyncio.Lock()  # held by the one who asks whether it accepts yet
-
-    @property
-    def public(self) -> bool:
-        """Whether anybody may pass."""
-        return self.record.public
-
-    def grant_of(self, text: bytes, kind: int, now: float) -> str | None:
-        """The link that a token of this kind lets in by; None when it does not."""
-        found = access.opened(self.record.secret, self.label, text)
-        if found is None or found.kind != kind or found.expires <= now:
-            return None
-        link = self.record.links.get(found.link)
-        if link is None or (kind == access.LINK and link.once and link.used):
-            return None
-        return found.link
-
-    def cut(self, *grants: str) -> None:
-        """End what is under way by these grants; by any, when none is named."""
-        for each in [one for one in self.open if not grants or one.grant in grants]:
-            each.cut()
-
-    @contextlib.contextmanager
-    def holding(self, exchange: Cuttable) -> Iterator[None]:
-        """Count an exchange as under way."""
-        self.open.add(exchange)
-        try:
-            yield
-        finally:
-            self.open.discard(exchange)
 
 
 class Ports:
@@ -111,6 +42,8 @@ class Ports:
         self._settings = settings
         self._routes: dict[str, Route] = {}
         self._of: dict[str, dict[int, Route]] = {}
+        self._whole: dict[str, Whole] = {}
+        self._ended: dict[str, None] = {}
         self._authority = settings.domain
         self.listening = False
         engine.ledger.on_gone = self.gone
@@ -118,17 +51,25 @@ class Ports:
     def __len__(self) -> int:
         return len(self._routes)
 
-    def find(self, label: str) -> Route | None:
-        """The published port of this label."""
-        return self._routes.get(label)
+    def find(self, place: Place) -> Route | None:
+        """The published port that is meant. Raises SandboxNotFound when its sandbox published all, and ended."""
+        route = self._routes.get(place.label)
+        if route is not None:
+            return route
+        whole = self._whole.get(place.sandbox)
+        if whole is not None:
+            return whole.route(place.port)
+        if place.sandbox in self._ended:
+            raise gateway.not_found(place.sandbox)
+        return None
 
     # --- coming and going ---
 
     def begin(self, port: int) -> None:
         """The edge listens: read back what an earlier process published, and know one's own address."""
         settings = self._settings
-        shown = settings.public_port or (443 if settings.scheme == "https" else port)
-        usual = 443 if settings.scheme == "https" else 80
+        shown = settings.public_port or (443 if settings.behind_https else port)
+        usual = 443 if settings.shown_scheme == "https" else 80
         self._authority = settings.domain if shown == usual else f"{settings.domain}:{shown}"
         self.listening = True
         for row in self._store.ports():
@@ -137,7 +78,10 @@ class Ports:
             except msgspec.DecodeError:
                 _log.error("the published port %d of %s cannot be read back", row.port, row.sandbox)
                 continue
-            self._add(Route(row.tenant, row.sandbox, row.port, record))
+            if row.port == WHOLE:
+                self._whole[row.sandbox] = Whole(row.tenant, row.sandbox, record)
+            else:
+                self._add(Route(row.tenant, row.sandbox, row.port, record))
 
     def _add(self, route: Route) -> None:
         self._routes[route.label] = route
@@ -156,20 +100,31 @@ class Ports:
         """A sandbox ended, whichever way: its ports end with it."""
         for route in list(self._of.get(sandbox_id, {}).values()):
             self._remove(route)
+        if self._no_longer_whole(sandbox_id):
+            self._ended[sandbox_id] = None
+            while len(self._ended) > MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
 
-    def _save(self, route: Route) -> None:
-        record = msgspec.json.encode(route.record)
-        self._store.port_saved(PortRow(route.tenant, route.sandbox, route.port, record))
+    def _no_longer_whole(self, sandbox_id: str) -> bool:
+        whole = self._whole.pop(sandbox_id, None)
+        if whole is None:
+            return False
+        self._store.port_removed(sandbox_id, WHOLE)
+        whole.cut()
+        return True
+
+    def _save(self, published: Route | Whole) -> None:
+        record = msgspec.json.encode(published.record)
+        port = published.port if isinstance(published, Route) else WHOLE
+        self._store.port_saved(PortRow(published.tenant, published.sandbox, port, record))
 
     # --- verbs ---
 
     async def publish(self, tenant: str, sandbox_id: str, request: wire.PublishRequest) -> wire.PublishedPort:
         """Publish a port, or change how it is; returns once it survives a restart. Raises Conflict, OverQuota."""
-        if not self.listening:
-            raise Conflict("this server publishes no ports", code="edge_off", remediation="see [edge] in its settings")
-        found = await self._engine.sandboxes.get(tenant, sandbox_id)
-        if found.state in {State.STOPPED, State.FAILED}:
-            raise Conflict("the sandbox has ended", code="sandbox_ended", remediation="create a new sandbox")
+        if request.port in API_PORTS and self._settings.serve_api:
+            raise Conflict(f"port {request.port} is the API's own here", code="port_reserved")
+        await self._check_living(tenant, sandbox_id)
         route = self._of.get(sandbox_id, {}).get(request.port)
         if route is None:
             route = self._new(tenant, sandbox_id, request)
@@ -179,6 +134,13 @@ class Ports:
         self._save(route)
         await self._store.flush()
         return self.shown(route)
+
+    async def _check_living(self, tenant: str, sandbox_id: str) -> None:
+        if not self.listening:
+            raise Conflict("this server publishes no ports", code="edge_off", remediation="see [edge] in its settings")
+        found = await self._engine.sandboxes.get(tenant, sandbox_id)
+        if found.state in {State.STOPPED, State.FAILED}:
+            raise Conflict("the sandbox has ended", code="sandbox_ended", remediation="create a new sandbox")
 
     def _new(self, tenant: str, sandbox_id: str, request: wire.PublishRequest) -> Route:
         if len(self._of.get(sandbox_id, {})) >= MOST_PORTS:
@@ -192,10 +154,45 @@ class Ports:
     def _tell(self, route: Route, kind: str, **data: Any) -> None:
         self._engine.feed.add(route.tenant, kind, sandbox=route.sandbox, port=route.port, **data)
 
-    async def page(self, tenant: str, sandbox_id: str) -> list[wire.PublishedPort]:
-        """The ports a sandbox publishes, by number."""
+    async def publish_all(
+        self, tenant: str, sandbox_id: str, token: str | None, wait_seconds: float = 0.0
+    ) -> wire.PublishedAll:
+        """Publish every port of a sandbox: for everybody, or for who sends `token` as E2B-Traffic-Access-Token.
+
+        Repeating it changes how. Returns once it survives a restart. Raises BadRequest for a token that is none, and
+        Conflict.
+        """
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise BadRequest("a token is 16 to 256 printable characters without spaces", code="bad_token")
+        await self._check_living(tenant, sandbox_id)
+        digest = b"" if token is None else hashlib.sha256(token.encode()).digest()
+        whole = self._whole.get(sandbox_id)
+        if whole is None:
+            record = Record(token is None, wait_seconds, time.time(), b"", token=digest)
+            whole = self._whole[sandbox_id] = Whole(tenant, sandbox_id, record)
+        elif whole.record.token != digest:
+            whole.cut(IN_PUBLIC, BY_TOKEN)
+        whole.record.public, whole.record.wait_seconds, whole.record.token = token is None, wait_seconds, digest
+        self._save(whole)
+        self._engine.feed.add(tenant, "port.published", sandbox=sandbox_id, port="any", public=token is None)
+        await self._store.flush()
+        return self.shown_whole(whole, token)
+
+    async def unpublish_all(self, tenant: str, sandbox_id: str) -> None:
+        """Publish every port no longer; ports published one by one stay."""
+        whole = self._whole.get(sandbox_id)
+        if whole is None or whole.tenant != tenant:
+            raise NotFound("this sandbox does not publish every port", remediation="publish them first")
+        self._no_longer_whole(sandbox_id)
+        self._engine.feed.add(tenant, "port.unpublished", sandbox=sandbox_id, port="any")
+        await self._store.flush()
+
+    async def page(self, tenant: str, sandbox_id: str) -> wire.PublishedPortList:
+        """The ports a sandbox publishes, by number, and whether it publishes them all."""
         await self._engine.sandboxes.get(tenant, sandbox_id)
-        return [self.shown(route) for _, route in sorted(self._of.get(sandbox_id, {}).items())]
+        whole = self._whole.get(sandbox_id)
+        ports = [self.shown(route) for _, route in sorted(self._of.get(sandbox_id, {}).items())]
+        return wire.PublishedPortList(ports=ports, any=None if whole is None else self.shown_whole(whole))
 
     async def unpublish(self, tenant: str, sandbox_id: str, port: int) -> None:
         """Publish it no longer; what is under way through it is cut."""
@@ -254,7 +251,7 @@ class Ports:
         now = time.time()
         return wire.PublishedPort(
             port=route.port,
-            url=f"{self._settings.scheme}://{route.label}.{self._authority}",
+            url=f"{self._settings.shown_scheme}://{route.label}.{self._authority}",
             path=f"/p/{route.sandbox}/{route.port}/",
             public=route.public,
             wait_seconds=route.record.wait_seconds,
@@ -264,4 +261,16 @@ class Ports:
                 for name, link in route.record.links.items()
                 if link.expires > now
             ],
+        )
+
+    def shown_whole(self, whole: Whole, token: str | None = None) -> wire.PublishedAll:
+        """As its owner sees it; the token only when it was just given."""
+        host = f"{{port}}-{whole.sandbox}.{self._authority}"
+        return wire.PublishedAll(
+            url=f"{self._settings.shown_scheme}://{host}",
+            host=host,
+            public=whole.record.public,
+            token=token,
+            wait_seconds=whole.record.wait_seconds,
+            created_at=whole.record.created_at,
         )

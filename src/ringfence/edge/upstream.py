@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import ClassVar, Final
 
 from ringfence.domain.errors import PlatformFault, RingfenceError
-from ringfence.edge.ports import Route
+from ringfence.edge.routes import Route
 from ringfence.engine.engine import Engine
 from ringfence.engine.files import LiveStream
 from ringfence.guest import frames

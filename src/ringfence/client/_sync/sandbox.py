@@ -260,6 +260,20 @@ class Sandbox:
         call = calls.publish(self.id, port, public=public, wait=wait)
         return (self.client.fetch(wire.PublishedPort, call, deadline)).url
 
+    def publish_all(
+        self, *, public: bool = False, token: str | None = None, wait: float = 0.0, deadline: float | None = None
+    ) -> wire.PublishedAll:
+        """Give every port inside a URL: for who sends the token of the answer as E2B-Traffic-Access-Token, or `public`.
+
+        `{port}` in the answer's `url` stands for the number. Repeated without a token, it makes a new one.
+        """
+        call = calls.publish_all(self.id, public=public, token=token, wait=wait)
+        return self.client.fetch(wire.PublishedAll, call, deadline)
+
+    def unpublish_all(self, *, deadline: float | None = None) -> None:
+        """Publish every port no longer; those published one by one stay."""
+        self._do(calls.unpublish_all(self.id), deadline)
+
     def unpublish(self, port: int, *, deadline: float | None = None) -> None:
         """Take a port's URL away; connections through it are cut."""
         self._do(calls.unpublish(self.id, port), deadline)
