@@ -27,7 +27,8 @@ import msgspec
 from ringfence.api.privileges import api_ids, die_with
 from ringfence.config import ServerSettings, read_server
 from ringfence.domain.errors import Conflict, PlatformFault, RingfenceError
-from ringfence.edge import listening
+from ringfence.edge import developing, listening
+from ringfence.edge.certificates import Channel, Watched
 from ringfence.store.sqlite import KeyRing
 
 FIRST_PAUSE: Final = 0.1
@@ -130,8 +131,12 @@ class Supervisor:
         listener: socket.socket,
         ready_fd: int | None,
         published: socket.socket | None = None,
+        watched: Watched | None = None,
     ) -> None:
         self._settings = settings
+        self._published = published
+        self._watched = watched
+        self._channel: Channel | None = None
         self._ready_fd = ready_fd
         self._ready_pipe: int | None = None
         self._ready = False
@@ -156,6 +161,8 @@ class Supervisor:
                 self._node.stop(NODE_STOP_SECONDS)
                 if self._ready_pipe is not None:
                     os.close(self._ready_pipe)
+                if self._channel is not None:
+                    self._channel.close()
 
     def _loop(self, signals: Signals) -> int:
         self._node.start()
@@ -173,7 +180,19 @@ class Supervisor:
                         _say(f"the {child.name} does not start; see above")
                         return 1
             self._restart()
+            self._renew()
         return 0
+
+    def _renew(self) -> None:
+        """Hand a changed certificate over. Files that cannot be used change nothing, and are told of once."""
+        if self._watched is None or self._channel is None:
+            return
+        before = self._watched.trouble
+        if self._watched.changed():
+            self._channel.send(self._watched.pair)
+            _say("the edge shows a new certificate")
+        elif self._watched.trouble is not None and before is None:
+            _say(f"the old certificate stays: {self._watched.trouble.cause}")
 
     def _all_alive(self) -> bool:
         return self._node.process is not None and self._api.process is not None
@@ -188,15 +207,29 @@ class Supervisor:
         """It inherits its settings in a nameless file, and says through a pipe that it is ready."""
         settings_in = handed(self._settings)
         ready_in, ready_out = os.pipe2(os.O_CLOEXEC)
+        certificates = self._certificates()
         try:
             extra = ["--settings-fd", str(settings_in), "--ready-fd", str(ready_out)]
-            self._api.start(extra, (settings_in, ready_out))
+            extra += ["--tls-fd", str(certificates)] if certificates is not None else []
+            self._api.start(extra, (settings_in, ready_out, *([] if certificates is None else [certificates])))
         finally:
             os.close(settings_in)
             os.close(ready_out)
+            if self._channel is not None:
+                self._channel.theirs.close()
         if self._ready_pipe is not None:
             os.close(self._ready_pipe)
         self._ready_pipe = ready_in
+
+    def _certificates(self) -> int | None:
+        """A channel of its own for each api, with the newest pair in it; None where the edge speaks no TLS."""
+        if self._watched is None:
+            return None
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = Channel()
+        self._channel.send(self._watched.pair)
+        return self._channel.theirs.fileno()
 
     def _hear_ready(self) -> None:
         if self._ready_pipe is None:
@@ -208,11 +241,17 @@ class Supervisor:
             return
         self._ready = True
         if self._ready_fd is None:
-            sys.stdout.write(f"ringfence serves at {url}\n")
+            sys.stdout.write(f"ringfence serves at {url}\n" + self._explained())
             sys.stdout.flush()
         else:
             os.write(self._ready_fd, (url + "\n").encode())
             os.close(self._ready_fd)
+
+    def _explained(self) -> str:
+        """What somebody needs to know of a development domain."""
+        if not self._settings.dev_domain or self._published is None:
+            return ""
+        return developing.explained(self._settings, self._published.getsockname()[1])
 
 
 def handed(settings: ServerSettings) -> int:
@@ -262,12 +301,18 @@ def listen_edge(settings: ServerSettings) -> contextlib.AbstractContextManager[s
     return listening.listen(settings.edge, settings.port) if settings.edge.enabled else contextlib.nullcontext()
 
 
+def certificates(settings: ServerSettings) -> Watched | None:
+    """The edge's certificate, to be watched; None without TLS. Raises BadCertificate."""
+    return Watched(settings.edge) if settings.edge.enabled and settings.edge.certificate else None
+
+
 def main(settings: ServerSettings, ready_fd: int | None = None, lock: int | None = None) -> int:
     """Serve until told to stop; 0 after a clean stop. Raises Conflict when the state directory is in use."""
     held = take_state(settings) if lock is None else lock
     try:
+        watched = certificates(settings)
         with listen(settings) as listener, listen_edge(settings) as published:
-            return Supervisor(settings, listener, ready_fd, published).run()
+            return Supervisor(settings, listener, ready_fd, published, watched).run()
     finally:
         os.close(held)
 

@@ -30,7 +30,7 @@ from ringfence.edge.certificates import Alone, Received
 from ringfence.edge.connection import Api
 from ringfence.edge.listening import listen
 from ringfence.edge.server import Edge, Pairs
-from ringfence.edge.tls import read_pair
+from ringfence.edge.tls import quiet, read_pair
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
 from ringfence.store.sqlite import SqliteStore
@@ -156,6 +156,7 @@ async def _serve(
 
 def run(options: Options) -> None:
     """Prepare with privilege, serve without."""
+    sys.unraisablehook = quiet
     settings = options.settings
     uid, gid = privileges.api_ids(settings.user)
     privileges.own(settings.database.parent, uid, gid)

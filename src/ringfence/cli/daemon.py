@@ -110,6 +110,7 @@ class Daemon:
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         places = ["--state", str(settings.state_dir), "--templates", str(settings.templates_dir)]
         words = ["serve", *places, "--host", settings.host, "--port", str(settings.port)]
+        words += ["--dev-domain", settings.dev_domain] if settings.dev_domain else []
         with self.log.open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "ringfence", *words],

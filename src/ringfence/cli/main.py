@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "templates": Entry("templates:templates", "List, build and verify templates.", MACHINE),
     "runtimes": Entry("reports:runtimes", "Show the ways to isolate, and the layers in force.", MACHINE),
     "serve": Entry("server:serve", "Start a server on this machine.", HERE),
+    "hosts": Entry("hosts:hosts", "Find sandboxes by name on this machine.", HERE),
     "keys": Entry("keys:keys", "Create, list and revoke keys.", HERE),
     "doctor": Entry("checks:doctor", "Check what this machine can enforce.", HERE),
     "attack": Entry("checks:attack", "Attack this machine's sandboxes and report.", HERE),

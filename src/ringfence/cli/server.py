@@ -19,6 +19,7 @@ from ringfence.cli.output import Screen
         "sudo ringfence serve",
         "ringfence serve --state ./state --port 9000       as yourself, beside another one",
         "ringfence serve --detach && ringfence status",
+        "ringfence serve --dev-domain sbx.test             https://<port>-<id>.sbx.test:9642, and how to trust it",
         "ringfence serve --stop",
     )
 )
@@ -27,11 +28,14 @@ from ringfence.cli.output import Screen
 @click.option("--state", metavar="DIR", help="The state directory (default: RINGFENCE_STATE).")
 @click.option("--templates", metavar="DIR", help="Where templates are (default: in the state directory).")
 @click.option("--config", "file", metavar="FILE", help="The settings file (default: /etc/ringfence/server.toml).")
+@click.option("--dev-domain", metavar="NAME", help="Serve ports and the API at NAME, as sbx.test, with TLS.")
 @click.option("--detach", is_flag=True, help="Start it in the background, or find it running there.")
 @click.option("--stop", is_flag=True, help="Stop the one of this state directory.")
 @screen_options
 def serve(screen: Screen, file: str | None, detach: bool, stop: bool, **flags: Any) -> int:
     """Start a server on this machine. As root it can put every layer in force; `ringfence doctor` tells.
+
+    With --dev-domain it makes a certificate authority of its own, and says how to trust it and find its names.
 
     It needs a template (`ringfence templates build`) and a key (`ringfence keys create --tenant NAME`).
     """
@@ -45,6 +49,8 @@ def serve(screen: Screen, file: str | None, detach: bool, stop: bool, **flags: A
         url, fresh = daemon.ensure()
         _tell(screen, {"url": url, "started": fresh}, f"{url} {'started' if fresh else 'was running already'}")
         return 0
+    if settings.dev_domain:
+        loaded("ringfence.edge.authority", "Authority")(settings.dev_dir, settings.dev_domain).ensure()
     with daemon.recorded():
         return int(loaded("ringfence.serve", "main")(settings))
 

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Final, cast
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from ringfence.edge.peer import Peer
 from ringfence.edge.tls import Secure
 
 SHUTDOWN_SECONDS: Final = 2.0  # for the client's own goodbye
+PAUSE_SECONDS: Final = 0.5  # when the machine has no descriptor left
+_log: Final = logging.getLogger(__name__)
 
 
 class Handshakes:
-    """Turns accepted connections into peers behind TLS."""
+    """Accepts connections and turns them into peers behind TLS.
+
+    It accepts by itself: the loop's own server would begin any number of handshakes, and tells of one when it is over.
+    """
 
     def __init__(self, secure: Secure, most: int, seconds: float, stall: float, serve: Callable[[Peer], None]) -> None:
         self._secure = secure
@@ -26,54 +33,48 @@ class Handshakes:
         self._seconds = seconds
         self._stall = stall
         self._serve = serve
-        self._under_way: dict[asyncio.Task[None], asyncio.Transport] = {}  # the oldest first
+        self._under_way: dict[asyncio.Task[None], None] = {}  # the oldest first
 
-    def __len__(self) -> int:
-        return len(self._under_way)
+    @contextlib.asynccontextmanager
+    async def accepting(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Accept until left; then let go of every handshake that is not over."""
+        listener.setblocking(False)
+        accepting = asyncio.create_task(self._accept(listener))
+        try:
+            yield
+        finally:
+            tasks = [accepting, *self._under_way]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            listener.close()
 
-    def protocol(self) -> asyncio.Protocol:
-        """For one accepted connection."""
-        return _Knock(self._begin)
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except ConnectionError:  # it left before we came
+                continue
+            except OSError as error:
+                _log.error("edge: no connection can be accepted: %s", error)
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
+            if len(self._under_way) >= self._most:
+                oldest = next(iter(self._under_way))
+                del self._under_way[oldest]
+                oldest.cancel()
+            task = loop.create_task(self._agree(connection))
+            self._under_way[task] = None
+            task.add_done_callback(lambda done: self._under_way.pop(done, None))
 
-    def _begin(self, transport: asyncio.Transport) -> None:
-        transport.pause_reading()  # nothing is read before TLS reads it
-        if len(self._under_way) >= self._most:
-            oldest = next(iter(self._under_way))
-            self._under_way.pop(oldest).abort()
-            oldest.cancel()
-        task = asyncio.get_running_loop().create_task(self._agree(transport))
-        self._under_way[task] = transport
-        task.add_done_callback(lambda done: self._under_way.pop(done, None))
-
-    async def _agree(self, transport: asyncio.Transport) -> None:
+    async def _agree(self, connection: socket.socket) -> None:
         """Whatever goes wrong is the client's affair, and told by TLS itself where it can be."""
         peer = Peer(self._stall)
-        agreed: asyncio.Transport | None = None
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._seconds):
-                agreed = await asyncio.get_running_loop().start_tls(
-                    transport, peer, self._secure.context, server_side=True,
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: peer, connection, ssl=self._secure.context,
                     ssl_handshake_timeout=self._seconds, ssl_shutdown_timeout=SHUTDOWN_SECONDS,
                 )  # fmt: skip
-        if agreed is None or agreed.is_closing() or peer.lost.is_set():
-            transport.abort()
-            return
-        peer.connection_made(agreed)
-        self._serve(peer)
-
-    async def close(self) -> None:
-        """Let all of them go."""
-        tasks = list(self._under_way)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Knock(asyncio.Protocol):
-    """A connection just accepted."""
-
-    def __init__(self, begin: Callable[[asyncio.Transport], None]) -> None:
-        self._begin = begin
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._begin(cast("asyncio.Transport", transport))
+            self._serve(peer)

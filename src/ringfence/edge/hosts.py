@@ -118,11 +118,6 @@ class Names:
             raise WrongHost("this server does not answer to that port", remediation="use the URL as it was given")
         return name
 
-    def known(self, name: str) -> bool:
-        """Whether a certificate shown for this name would be for us: the domain, a name below it, a shared one."""
-        wanted = name.lower().encode()
-        return wanted in self._shared or self._domain in {wanted, wanted.partition(b".")[2]}
-
 
 def _not_ours() -> WrongHost:
     return WrongHost("this server does not answer to that Host", remediation="use the URL as it was given")

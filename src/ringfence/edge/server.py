@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from ringfence.config import EdgeSettings
@@ -61,37 +61,44 @@ class Edge:
         port = listener.getsockname()[1]
         self.ports.begin(port)
         site = self._site(port, api)
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._end)
-            accept = self._plain(site) if certificates is None else self._tls(site, certificates, stack)
-            server = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=4096)
-            stack.callback(server.close)
-            yield
+        async with self._plain(site, listener) if certificates is None else self._tls(site, listener, certificates):
+            try:
+                yield
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _plain(self, site: Site) -> Callable[[], asyncio.Protocol]:
+    @contextlib.asynccontextmanager
+    async def _plain(self, site: Site, listener: socket.socket) -> AsyncIterator[None]:
         stall = self.settings.stall_seconds
-        return lambda: Accepted(stall, lambda peer: self._accepted(site, peer))
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Accepted(stall, lambda peer: self._accepted(site, peer)), sock=listener, backlog=4096
+        )
+        try:
+            yield
+        finally:
+            server.close()
 
-    def _tls(self, site: Site, certificates: Pairs, stack: contextlib.AsyncExitStack) -> Callable[[], asyncio.Protocol]:
+    @contextlib.asynccontextmanager
+    async def _tls(self, site: Site, listener: socket.socket, certificates: Pairs) -> AsyncIterator[None]:
         pair, settings, loop = certificates.pair(), self.settings, asyncio.get_running_loop()
         if pair is None:
             raise PlatformFault("no certificate was handed over", code="no_certificate")
-        secure = Secure(pair, site.names.known)
+        secure = Secure(pair)
         handshakes = Handshakes(
             secure, settings.max_handshakes, settings.header_seconds, settings.stall_seconds,
             lambda peer: self._accepted(site, peer),
         )  # fmt: skip
-        stack.push_async_callback(handshakes.close)
         source = certificates.fileno()
         if source is not None:
             loop.add_reader(source, lambda: _renew(secure, certificates, loop, source))
-            stack.callback(loop.remove_reader, source)
-        return handshakes.protocol
-
-    async def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with handshakes.accepting(listener):
+                yield
+        finally:
+            if source is not None:
+                loop.remove_reader(source)
 
     def _site(self, port: int, api: Api | None) -> Site:
         settings = self.settings

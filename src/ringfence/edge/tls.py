@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable
+import sys
 from typing import Final
 
 import msgspec
@@ -85,12 +85,11 @@ def _load(context: ssl.SSLContext, pair: Pair) -> None:
 
 
 class Secure:
-    """The edge's TLS. A client that asks for a name which is none of ours gets no certificate."""
+    """The edge's TLS. The name a client asks for is only remembered: whether it is ours, its request's Host decides."""
 
-    def __init__(self, pair: Pair, known: Callable[[str], bool]) -> None:
-        self._known = known
+    def __init__(self, pair: Pair) -> None:
         self.context = _context()
-        self.context.sni_callback = self._asked
+        self.context.sni_callback = _asked
         _load(self.context, pair)
 
     def replace(self, pair: Pair) -> None:
@@ -101,11 +100,16 @@ class Secure:
         except (ssl.SSLError, ValueError, OSError) as error:
             raise RingfenceError(f"the new certificate cannot be used: {error}", code="bad_certificate") from None
 
-    def _asked(self, tls: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
-        """Remember the name; refuse one that is not ours. An address is no name: some clients send it all the same."""
-        if name is None or not isinstance(tls, Named):
-            return None
-        if not self._known(name):
-            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+def _asked(tls: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    if isinstance(tls, Named):
         tls.asked = name
-        return None
+
+
+def quiet(unraisable: sys.UnraisableHookArgs) -> None:
+    """A sys.unraisablehook that says nothing of strangers who ask for names past ASCII: a line for each fills a disk.
+
+    Python's ssl decodes the name before anybody could catch the error.
+    """
+    if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+        sys.__unraisablehook__(unraisable)
