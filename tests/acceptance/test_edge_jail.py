@@ -301,6 +301,24 @@ def test_the_command_line_publishes(sb: Sandbox) -> None:
     assert served().run("sandbox", "unpublish", sb.id, "8000").returncode != 0
 
 
+def test_every_port_is_published_at_once(sb: Sandbox) -> None:
+    """From the SDK and the command line; any port is reached by the token that was made, and by none other."""
+    made = sb.publish_all(wait=10)
+    assert made.token is not None
+    url = made.url.replace("{port}", "8000")
+    assert get(url)[0] == 403
+    assert get(url, **{"E2B-Traffic-Access-Token": made.token})[0] == 200
+    status, body = get(made.url.replace("{port}", "9"), **{"E2B-Traffic-Access-Token": made.token})
+    assert (status, json.loads(body)["message"]) == (502, "The sandbox is running but port is not open")
+    assert b"any" in served().run("sandbox", "ports", sb.id).stdout
+    done = served().run("sandbox", "publish", sb.id, "any", "--public")
+    assert done.stdout.decode().strip() == made.url
+    assert get(url)[0] == 200
+    assert served().run("sandbox", "publish", sb.id, "any", "--link", "10m").returncode == 2
+    assert served().run("sandbox", "unpublish", sb.id, "any").returncode == 0
+    assert get(url)[0] == 404
+
+
 def test_nothing_stays_open_after_much_was(sb: Sandbox) -> None:
     """Descriptors of the api return to what they were, after whole answers, broken ones and abandoned ones."""
     url = sb.publish(8000, public=True, wait=20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -62,7 +63,7 @@ class HostsFile:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bytes]:
-        """What the file holds, while nobody else of us changes it: its directory is locked, for it is replaced itself."""
+        """What the file holds, while nobody else of us changes it; its directory is locked: it may be replaced."""
         place = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(place, fcntl.LOCK_EX)
@@ -91,9 +92,9 @@ class HostsFile:
                     os.fchown(out.fileno(), old.st_uid, old.st_gid)
                 os.fsync(out.fileno())
             fresh.replace(self._path)
-        except OSError:
+        except OSError as error:
             fresh.unlink(missing_ok=True)
-            if not os.path.ismount(self._path):
+            if error.errno != errno.EBUSY:
                 raise
             self._overwrite(before, after)
 
