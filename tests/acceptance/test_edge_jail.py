@@ -308,7 +308,7 @@ def test_every_port_is_published_at_once(sb: Sandbox) -> None:
     url = made.url.replace("{port}", "8000")
     assert get(url)[0] == 403
     assert get(url, **{"E2B-Traffic-Access-Token": made.token})[0] == 200
-    status, body = get(made.url.replace("{port}", "9"), **{"E2B-Traffic-Access-Token": made.token})
+    status, body = get(made.url.replace("{port}", "10"), **{"E2B-Traffic-Access-Token": made.token})
     assert (status, json.loads(body)["message"]) == (502, "The sandbox is running but port is not open")
     assert b"any" in served().run("sandbox", "ports", sb.id).stdout
     done = served().run("sandbox", "publish", sb.id, "any", "--public")

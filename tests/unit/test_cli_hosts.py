@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence.cli.hostsfile import HostsFile, block
@@ -50,6 +50,7 @@ def test_our_block_comes_and_goes_and_others_stay(file: Path) -> None:
     assert os.listdir(file.parent) == ["hosts"]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from([b"a\n", b"\r\n", b"# ringfence hosts\n", b"\xff\x00", b"x", b"\n"])).map(b"".join))
 def test_whatever_stands_there_stays(tmp_path_factory: pytest.TempPathFactory, before: bytes) -> None:
     """Written twice and removed, the file is what it was, but for the end of its last line."""
