@@ -50,6 +50,7 @@ def test_every_port_is_reached_without_being_named_first(api: EdgeApi, ada: Box)
         ada.lead(last, 65_535)
         assert ask(api, host(ada, 1)).body == ask(api, host(ada, 1, "-client")).body == b"one"
         assert ask(api, host(ada, 65_535)).body == b"last"
+        assert ask(api, "localhost", f"/p/{ada.id}/1/").code == "not_published"
         for port in ("0", "01", "065535", "65536", "99999", "-1", "+1", "1e0", "x", ""):
             assert ask(api, host(ada, port)).status in {400, 404}, port
         for suffix in ("-", "client", "--" + "a" * 40, "-A"):

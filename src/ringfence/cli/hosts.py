@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from ringfence.domain.errors import BadRequest, PlatformFault, RingfenceError
 FILE: Final = "/etc/hosts"
 # Where E2B's clients look for a sandbox, beside the ports that are published one by one.
 EVERYWHERE: Final = (49983, 49999)
+_PLAIN: Final = re.compile(r"[a-z0-9.-]{1,253}")  # whatever a server says, it is one word in a line of ours
 HOW: Final = """\
 every name in {domain} is {address}, and all else is refused, so that the next name server is asked
   /etc/resolv.conf:  "nameserver {server}" above the others (at port 53)
@@ -121,7 +123,7 @@ def _published(shared: Shared, domain: str) -> Iterator[str]:
     """Names below the domain that lead somewhere now. Without a server or a key there are none to know."""
     try:
         with shared.client() as client:
-            yield from (name for name in _names(client) if name.endswith("." + domain))
+            yield from (name for name in _names(client) if name.endswith("." + domain) and _PLAIN.fullmatch(name))
     except RingfenceError as error:
         shared.screen.say(f"published ports are left out: {error}", style="yellow")
 

@@ -24,6 +24,14 @@ _decode: Final = msgspec.msgpack.Decoder(Pair).decode
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
+def _stamp(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class Watched:
     """The operator's files, looked at again and again. Made where they can be read. Raises BadCertificate."""
 
@@ -35,8 +43,7 @@ class Watched:
         self.pair = read_pair(*self._files)
 
     def _stamp(self) -> _Stamp:
-        found = [os.stat(file) for file in self._files if os.path.exists(file)]
-        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)
+        return tuple(_stamp(file) for file in self._files)
 
     def changed(self) -> bool:
         """Whether there is another pair than at the last look. Files that do not fit together yet are read again."""

@@ -62,7 +62,7 @@ class Doorkeeper:
         else:
             found = None if place.shared or route.whole else self._by_cookie(request, route)
         if found is None:
-            raise _token_refused(route) if route.whole else nothing_here()
+            raise _token_refused(route) if route.whole and not route.public else nothing_here()
         return found
 
     def _by_header(self, shown: list[bytes], route: Route) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from ringfence.domain.errors import BadRequest, RingfenceError
 
-LONGEST_FILE: Final = 256 * 1024  # bytes of a chain, or of a key
+LONGEST_FILE: Final = 64 * 1024  # bytes of a chain, or of a key; both fit into one datagram of a socket pair
 # Forward secrecy and authenticated encryption alone; TLS 1.3 has nothing else.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
