@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from ringfence import wire
@@ -15,14 +13,9 @@ from ringfence.client import Sandbox, calls
 PORT = click.IntRange(1, 65535)
 
 
-class PortOrAny(click.IntRange):
+def _port_or_any(_: click.Context, __: click.Parameter, value: str) -> int | None:
     """A port, or the word `any` for all of them, which becomes None."""
-
-    name = "port|any"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """See click."""
-        return None if value == "any" else int(super().convert(value, param, ctx))
+    return None if value == "any" else int(PORT(value))
 
 
 @click.command(
@@ -35,7 +28,7 @@ class PortOrAny(click.IntRange):
     )
 )
 @click.argument("id_", metavar="ID")
-@click.argument("port", type=PortOrAny(1, 65535))
+@click.argument("port", metavar="PORT|any", callback=_port_or_any)
 @click.option("--public", is_flag=True, help="For everybody; without it, for holders of your key or of a link.")
 @click.option(
     "--link", "link", type=seconds, metavar="TIME", help="Also make a link that lets its holder in this long."
@@ -86,7 +79,7 @@ def _publish_all(shared: Shared, id_: str, *, public: bool, wait: float) -> None
 
 @click.command()
 @click.argument("id_", metavar="ID")
-@click.argument("port", type=PortOrAny(1, 65535))
+@click.argument("port", metavar="PORT|any", callback=_port_or_any)
 @server_options
 def unpublish(shared: Shared, id_: str, port: int | None) -> None:
     """Take a published port's URL away; `any` takes that of every port."""
