@@ -163,8 +163,23 @@ class RunPage(Answer, frozen=True):
 # --- sandboxes -------------------------------------------------------------------------------------------------------
 
 
+class Start(Request, frozen=True):
+    """The program a sandbox begins with, left to itself: exactly one of `argv`, `shell`, `code`."""
+
+    argv: list[str] | None = None
+    shell: str | None = None
+    code: str | None = None
+    args: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    user: User | None = None
+
+
 class SandboxRequest(Request, frozen=True):
-    """Create a sandbox that lives until its ttl, a stop, or its idle limit."""
+    """Create a sandbox that lives until its ttl, a stop, or its idle limit.
+
+    `start` runs from the beginning, and again after each reset.
+    """
 
     template: str = DEFAULT_TEMPLATE
     isolation: str = "auto"
@@ -172,6 +187,7 @@ class SandboxRequest(Request, frozen=True):
     labels: dict[str, str] = {}
     ttl_seconds: Seconds = 300.0
     egress: Egress = None
+    start: Start | None = None
 
 
 class EgressRequest(Request, frozen=True):

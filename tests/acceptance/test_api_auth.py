@@ -179,6 +179,7 @@ def every(things: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
         ("GET", f"/v1/why/{box}", {}),
         ("GET", base, {}),
         ("POST", f"{base}/extend", {"json": {"ttl_seconds": 5}}),
+        ("POST", f"{base}/reset", {}),
         ("POST", f"{base}/processes", {"json": {"shell": "say x"}}),
         ("POST", f"{base}/processes", {"json": {"shell": "say x", "stream": True}}),
         ("POST", f"{base}/processes", {"json": {"shell": "say x", "detach": True}}),

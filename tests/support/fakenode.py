@@ -269,6 +269,13 @@ class FakeNode:
         sandbox.expires_at = time.time() + ask["ttl_seconds"]
         stream.end({"sandbox": sandbox.describe()})
 
+    async def verb_reset(self, stream: Stream, ask: dict[str, Any], _: bytes) -> None:
+        sandbox = self._find(ask)
+        sandbox.files.clear()
+        sandbox.processes.clear()
+        self.emit("sandbox.reset", sandbox)
+        stream.end({"sandbox": sandbox.describe()})
+
     async def verb_stop(self, stream: Stream, ask: dict[str, Any], _: bytes) -> None:
         sandbox = self._find(ask)
         del self.sandboxes[sandbox.id]

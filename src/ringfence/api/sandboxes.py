@@ -65,10 +65,21 @@ async def put_egress(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.Eg
     return await engine_of(request).sandboxes.allow(tenant_of(request), sandbox_id, data.egress)
 
 
+@post("/v1/sandboxes/{sandbox_id:str}/reset", opt=KEY, status_code=200, tags=["sandboxes"])
+async def reset_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
+    """Make a sandbox anew: its processes and files are gone, what it starts with runs again.
+
+    Its id, labels, limits, expiry, egress policy, published ports and links stay. Requests to it wait meanwhile.
+    """
+    return await engine_of(request).sandboxes.reset(tenant_of(request), sandbox_id)
+
+
 @delete("/v1/sandboxes/{sandbox_id:str}", opt=KEY, status_code=200, tags=["sandboxes"])
 async def stop_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
     """Stop a sandbox; answered when nothing of it is left. One that ended already is shown as it ended."""
     return await engine_of(request).sandboxes.stop(tenant_of(request), sandbox_id)
 
 
-ROUTES: Final[list[Any]] = [create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, put_egress, stop_sandbox]
+ROUTES: Final[list[Any]] = [
+    create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, put_egress, reset_sandbox, stop_sandbox,
+]  # fmt: skip

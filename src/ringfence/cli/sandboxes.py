@@ -70,11 +70,14 @@ sandbox.add_command(ports)
 @label_option
 @isolation_option
 @egress_option
+@click.option("--start", metavar="COMMAND", help="Run this from the beginning, and again after each reset.")
 @server_options
 def create(shared: Shared, template: str | None, ttl: float, isolation: str | None, **rest: Any) -> None:
     """Create a sandbox and print its id."""
     reach = egress(rest["egress_"])
-    options = said(template=template, isolation=isolation, limits=limits(rest["limits_"]), egress=reach)
+    options = said(
+        template=template, isolation=isolation, limits=limits(rest["limits_"]), egress=reach, start=rest["start"]
+    )
     with shared.client() as client:
         made = Sandbox.create(client=client, ttl=ttl, labels=pairs(rest["labels"], "--label"), **options)
     if shared.screen.json:
@@ -244,6 +247,20 @@ def extend(shared: Shared, id_: str, ttl: float) -> None:
         shared.screen.data(info)
     else:
         shared.screen.line(f"{info.id} expires {moment(info.expires_at)}")
+
+
+@sandbox.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@server_options
+def reset(shared: Shared, ids: tuple[str, ...]) -> None:
+    """Make sandboxes anew: programs and files are gone; ids, ports, links and policies stay."""
+    with shared.client() as client:
+        for id_ in ids:
+            info = Sandbox.connect(id_, client=client).reset()
+            if shared.screen.json:
+                shared.screen.data(info)
+            else:
+                shared.screen.line(f"{info.id} reset")
 
 
 @sandbox.command()

@@ -195,6 +195,20 @@ def allow(sandbox: str, egress: wire.Egress) -> Call:
     return Call("PUT", ROOT + sandbox_path(sandbox, "/egress"), (), body, (JSON_TYPE,), repeatable=True)
 
 
+def starting(command: str | Sequence[str] | Mapping[str, Any] | None) -> wire.Start | None:
+    """The program a sandbox begins with: shell text, words, or a mapping with `code`, `user` and what else goes."""
+    if command is None:
+        return None
+    if isinstance(command, str):
+        return wire.Start(shell=command)
+    return wire.Start(**_prepared(command)) if isinstance(command, Mapping) else wire.Start(argv=list(command))
+
+
+def reset(sandbox: str) -> Call:
+    """POST that a sandbox be made anew; not repeated by itself, for it may be used again by then."""
+    return Call("POST", ROOT + sandbox_path(sandbox, "/reset"))
+
+
 def stop(sandbox: str) -> Call:
     """DELETE a sandbox."""
     return Call("DELETE", ROOT + sandbox_path(sandbox))

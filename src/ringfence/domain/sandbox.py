@@ -10,6 +10,7 @@ from typing import Final
 
 from ringfence.domain.errors import Conflict
 
+START_BYTES: Final = 64 * 1024  # of the words for the program a sandbox begins with: the node keeps them while it lives
 ID: Final = re.compile(r"[srk][a-z2-7]{26}")
 
 

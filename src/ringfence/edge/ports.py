@@ -47,6 +47,7 @@ class Ports:
         self._authority = settings.domain
         self.listening = False
         engine.ledger.on_gone = self.gone
+        engine.ledger.on_reset = self.again
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -104,6 +105,11 @@ class Ports:
             self._ended[sandbox_id] = None
             while len(self._ended) > MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
+
+    def again(self, sandbox_id: str) -> None:
+        """A sandbox was reset: its servers start from nothing, so that requests wait for them as for new ones."""
+        for route in self._of.get(sandbox_id, {}).values():
+            route.accepted = False
 
     def _no_longer_whole(self, sandbox_id: str) -> bool:
         whole = self._whole.pop(sandbox_id, None)

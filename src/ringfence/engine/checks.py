@@ -7,10 +7,13 @@ import signal
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from ringfence import wire
 from ringfence.domain.errors import BadRequest, NotFound, TooLarge
-from ringfence.domain.sandbox import ID
+from ringfence.domain.sandbox import ID, START_BYTES
 
+_encode: Final = msgspec.json.Encoder().encode
 LONGEST_PATH: Final = 4096
 MOST_LABELS: Final = 32
 MOST_FILES: Final = 1000
@@ -162,6 +165,20 @@ def process(request: wire.ProcessRequest) -> dict[str, Any]:
         words["tag"] = request.tag
     if request.detach:
         words["detach"] = True
+    return words
+
+
+def start(request: wire.Start | None) -> bytes:
+    """The guest's OPEN for the program a sandbox begins with, as it is sent; empty for none."""
+    if request is None:
+        return b""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__}
+    words = _encode(process(wire.ProcessRequest(**fields, detach=True, tag="start")))
+    if len(words) > START_BYTES:
+        raise TooLarge(
+            f"start is larger than {START_BYTES // 1024} KiB",
+            remediation="put it into the template, and start it there",
+        )
     return words
 
 

@@ -69,6 +69,7 @@ class Ledger:
         self._stopping: set[str] = set()
         self._early: dict[str, NodeEvent] = {}
         self.on_gone: Callable[[str], None] = _nobody  # told of each sandbox that ended; called once or twice
+        self.on_reset: Callable[[str], None] = _nobody  # told of each sandbox that was made anew, or could not be
 
     # --- runs ---
 

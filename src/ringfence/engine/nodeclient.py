@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from ringfence.domain.errors import NodeLost, RingfenceError, TooLarge
-from ringfence.engine.answers import NodeAnswer, decode_node, raise_node
+from ringfence.engine.answers import NodeAnswer, decode_node, guest_end, raise_node
 from ringfence.engine.link import Collector, Link, NodeStream, open_of
 from ringfence.guest import frames
 
@@ -99,10 +99,10 @@ class NodeClient:
                 remediation="send large inputs as files or stdin",
             ) from None
 
-    async def ask(self, header: dict[str, Any], kind: type[A]) -> A:
-        """Call a verb and return its answer. Raises what the node raised; cancelling cancels the call."""
+    async def ask(self, header: dict[str, Any], kind: type[A], guest: bytes = b"") -> A:
+        """Call a verb and return its answer. Raises what the node or an agent raised; cancelling cancels the call."""
         stream = Collector(0)
-        self.open(stream, header)
+        self.open(stream, header, guest)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 end = await stream.ended
@@ -112,9 +112,10 @@ class NodeClient:
             stream.cancel()
         answer = decode_node(end.header, kind)
         raise_node(answer.error)
+        guest_end(end.guest)
         return answer
 
-    async def call(self, header: dict[str, Any], kind: type[A]) -> A:
+    async def call(self, header: dict[str, Any], kind: type[A], guest: bytes = b"") -> A:
         """As ask(), after waiting a moment for a node that is coming back."""
         await self.wait_up()
-        return await self.ask(header, kind)
+        return await self.ask(header, kind, guest)

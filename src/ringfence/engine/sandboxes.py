@@ -70,9 +70,12 @@ class Sandboxes:
         most = self.policy.ceiling(tenant).max_ttl_seconds
         if request.ttl_seconds > most:
             raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+        start = checks.start(request.start)
         with self._admission.creating(tenant):
             limits = await self.catalog.resolve(tenant, request.template, request.isolation, request.limits)
-            made, answer = await self.make(tenant, request, limits, labels=request.labels, ttl=request.ttl_seconds)
+            made, answer = await self.make(
+                tenant, request, limits, labels=request.labels, ttl=request.ttl_seconds, start=start
+            )
             sandbox = made.public(answer.timings)
             self._ledger.sandbox_made(tenant, sandbox)
         return sandbox
@@ -85,8 +88,9 @@ class Sandboxes:
         *,
         labels: dict[str, str],
         ttl: float,
+        start: bytes = b"",
     ) -> tuple[NodeSandbox, SandboxEnd]:
-        """Have the node make one; what it is for is the caller's to record."""
+        """Have the node make one, and begin what it begins with; what it is for is the caller's to record."""
         header = {
             "verb": "create",
             "tenant": tenant,
@@ -98,7 +102,7 @@ class Sandboxes:
             "wait_seconds": self.policy.wait_seconds,
             **self.policy.egress(request.egress),
         }
-        answer = await self.node.call(header, SandboxEnd)
+        answer = await self.node.call(header, SandboxEnd, start)
         if answer.sandbox is None:
             raise Overloaded("the node gave no sandbox")
         return answer.sandbox, answer
@@ -158,6 +162,21 @@ class Sandboxes:
         words = self.policy.egress("none" if egress is None else egress)
         header = {"verb": "allow", "tenant": tenant, "sandbox": sandbox_id, **words}
         return await self._changed(tenant, sandbox_id, header)
+
+    async def reset(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
+        """Make it anew under its own id, with what it begins with running again; requests wait meanwhile.
+
+        Processes and files are gone; labels, limits, expiry, policy, published ports and links stay.
+        Raises NotFound, Conflict once it ended, or why it could not be made again; then it has failed.
+        """
+        checks.identifier(sandbox_id, "s")
+        self.accepting()
+        header = {"verb": "reset", "tenant": tenant, "sandbox": sandbox_id}
+        try:
+            return await self._changed(tenant, sandbox_id, header)
+        finally:
+            self._oom_kills.pop(sandbox_id, None)  # its new group counts from none
+            self._ledger.on_reset(sandbox_id)
 
     async def stop(self, tenant: str, sandbox_id: str, reason: str = "stopped by its owner") -> wire.Sandbox:
         """End it; returns when nothing of it is left. One that ended already is returned as it ended."""

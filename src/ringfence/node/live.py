@@ -35,6 +35,7 @@ class Live:
     programs: int = 0  # program streams open now
     egress: Policy = NOTHING  # what it may reach now
     spent: bool = False  # a lone run's sandbox has had its one order
+    begins: bytes = b""  # the agent's words for the program it begins with, unread here
 
     @property
     def runtime(self) -> str:
@@ -59,6 +60,12 @@ class Live:
         self.created_at = time.time()
         self.live_for(ttl)
         self.touch()
+
+    def succeed(self, old: Live) -> None:
+        """Take the place of one that was reset: everything its owner gave it, and nothing that was in it."""
+        self.claim(old.labels, old.limits, 0.0)
+        self.created_at, self.expires_at, self.deadline = old.created_at, old.expires_at, old.deadline
+        self.begins = old.begins
 
     def live_for(self, seconds: float) -> None:
         """A new end, counted from now; kept on a clock that nobody can set."""
@@ -102,8 +109,9 @@ class Table:
         self._rows[live.id] = live
 
     def drop(self, live: Live) -> None:
-        """It is gone; harmless when it was already."""
-        self._rows.pop(live.id, None)
+        """It is gone; harmless when it was already, or when another has its id by now."""
+        if self._rows.get(live.id) is live:
+            del self._rows[live.id]
 
     def get(self, tenant: str, sandbox_id: str) -> Live:
         """The tenant's own live sandbox. Raises NotFound."""

@@ -15,10 +15,13 @@ from typing import Any, Final
 from ringfence.domain.errors import BadRequest, Forbidden, PlatformFault, RingfenceError
 from ringfence.domain.limits import Limits, limits_from
 from ringfence.domain.process import How
+from ringfence.domain.sandbox import START_BYTES
 from ringfence.guest import frames
+from ringfence.node.beginning import begin
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
+from ringfence.node.resets import reset, settled
 from ringfence.node.supervisor import MAX_TTL, Supervisor
 
 MAX_CONNECTIONS: Final = 64
@@ -120,7 +123,7 @@ class Verbs:
         self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
             name: getattr(self, f"verb_{name}")
             for name in (
-                "run", "create", "open", "get", "list", "extend", "allow", "stop",
+                "run", "create", "open", "get", "list", "extend", "allow", "reset", "stop",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -155,27 +158,37 @@ class Verbs:
             # Beside the answer, not before it: the caller need not wait for the kernel to take memory apart.
             self._node.end_beside(live, How.STOPPED, "its one run is over")
 
-    async def verb_create(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
-        """A sandbox that stays until its time is over or its owner stops it."""
+    async def verb_create(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
+        """A sandbox that stays until its time is over or its owner stops it. `guest` is the program it begins with."""
         limits = self._limits(ask["limits"])
+        if len(guest) > START_BYTES:
+            raise BadRequest("the program it begins with is too large", code="bad_header")
         live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL), one_shot=False)
-        call.end({"sandbox": live.describe(), "timings": timings})
+        live.begins, begun = guest, False
+        try:
+            refused = await begin(live)
+            begun = not refused
+        finally:
+            if not begun:
+                self._node.end_beside(live, How.STOPPED, "its program could not be started")
+        call.end({"sandbox": live.describe(), "timings": timings}, refused)
 
     async def verb_open(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
         """A stream into a live sandbox."""
-        live = self._find(ask)
+        live = await self._find(ask)
         program = ask.get("kind", "program") == "program"
         relay = self._node.open(live, guest, call, program=program)
         call.attach(relay)
         ended = await relay.ended
         call.end(self._node.account(relay, ended, {}, time.monotonic()), ended.answer or b"")
 
-    def _find(self, ask: dict[str, Any]) -> Live:
+    async def _find(self, ask: dict[str, Any]) -> Live:
+        await settled(self._node, ask["tenant"], ask["sandbox"])
         return self._node.table.get(ask["tenant"], ask["sandbox"])
 
     async def verb_get(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """One sandbox."""
-        live = self._find(ask)
+        live = await self._find(ask)
         call.end({"sandbox": {**live.describe(), "usage": self._node.usage(live)}})
 
     async def verb_list(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
@@ -184,20 +197,25 @@ class Verbs:
 
     async def verb_extend(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A new expiry, counted from now."""
-        live = self._find(ask)
+        live = await self._find(ask)
         live.live_for(min(float(ask["ttl_seconds"]), MAX_TTL))
         live.touch()
         call.end({"sandbox": live.describe()})
 
     async def verb_allow(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """Another egress policy; in force when this is answered."""
-        live = self._find(ask)
+        live = await self._find(ask)
         await self._node.allow(live, ask["egress"])
         call.end({"sandbox": live.describe()})
 
+    async def verb_reset(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Make a sandbox anew; answered when it can be used, and what it begins with runs."""
+        refused = await reset(self._node, await self._find(ask))
+        call.end({"sandbox": (await self._find(ask)).describe()}, refused)
+
     async def verb_stop(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """End a sandbox; answered when nothing of it is left."""
-        live = self._find(ask)
+        live = await self._find(ask)
         usage = self._node.usage(live)
         reason = str(ask.get("reason") or "stopped by its owner")[:500]
         await self._node.stop(live, How.STOPPED, reason)

@@ -81,6 +81,7 @@ class Supervisor:
         self._starting: set[str] = set()
         self._warm: dict[str, Live] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self.resets: dict[str, asyncio.Task[bytes]] = {}  # by id, those under way
         self._slots = asyncio.Semaphore(settings.starts_at_once)
         self._listeners: set[Callable[[Event], None]] = set()
         self._relays: set[Relay] = set()
@@ -319,6 +320,25 @@ class Supervisor:
         live.state = State.STOPPING
         self._end_soon(live)
 
+    async def again(self, old: Live) -> Live:
+        """Another of the same id, for the same owner, under the same policy, where nothing is left of the old one."""
+        async with self._slots:
+            new = await self._start(old.by, old.spec)
+        self._warm.pop(new.id, None)
+        new.succeed(old)
+        new.by.claimed(new.id, new.limits)
+        if old.egress.networked:
+            await self._tell_gate(new, old.egress)
+        self.table.add(new)
+        new.link.lost.add_done_callback(lambda _: self._died(new))
+        return new
+
+    def failed(self, live: Live, reason: str) -> None:
+        """It cannot go on; say why, and end what is left of it."""
+        live.state = State.FAILED
+        self.emit("sandbox.failed", live, how=None, reason=reason[:500])
+        self._end_soon(live)
+
     # -- streams --------------------------------------------------------------------------------------------
 
     def open(self, live: Live, payload: bytes, outlet: Outlet, *, program: bool) -> Relay:
@@ -456,6 +476,8 @@ class Supervisor:
         """Stop everything; returns when nothing is left."""
         for job in self._jobs:
             job.cancel()
+        if self.resets:
+            await asyncio.wait(list(self.resets.values()))
         for pool in self._pools.values():
             await pool.finish()
         for live in self.table.of(None):

@@ -48,6 +48,7 @@ class AsyncSandbox:
         limits: Mapping[str, float] | None = None,
         isolation: str = "auto",
         egress: wire.Egress = None,
+        start: Command | Mapping[str, Any] | None = None,
         client: AsyncClient | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -55,6 +56,7 @@ class AsyncSandbox:
         """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses.
 
         `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
+        `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -63,6 +65,7 @@ class AsyncSandbox:
             labels=dict(labels or {}),
             ttl_seconds=float(ttl),
             egress=egress,
+            start=calls.starting(start),
         )
         return await cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -145,6 +148,11 @@ class AsyncSandbox:
     async def allow(self, egress: wire.Egress, *, deadline: float | None = None) -> wire.Sandbox:
         """Replace what it may reach; connections that this does not allow are cut. Needs one made with `egress`."""
         self.info = await self.client.fetch(wire.Sandbox, calls.allow(self.id, egress), deadline)
+        return self.info
+
+    async def reset(self, *, deadline: float | None = None) -> wire.Sandbox:
+        """Make it anew: its processes and files are gone, what it starts with runs again, all else about it stays."""
+        self.info = await self.client.fetch(wire.Sandbox, calls.reset(self.id), deadline)
         return self.info
 
     async def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:

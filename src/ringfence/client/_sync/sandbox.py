@@ -50,6 +50,7 @@ class Sandbox:
         limits: Mapping[str, float] | None = None,
         isolation: str = "auto",
         egress: wire.Egress = None,
+        start: Command | Mapping[str, Any] | None = None,
         client: Client | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -57,6 +58,7 @@ class Sandbox:
         """Start a sandbox that lives `ttl` seconds unless extended. Raises what the server refuses.
 
         `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
+        `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -65,6 +67,7 @@ class Sandbox:
             labels=dict(labels or {}),
             ttl_seconds=float(ttl),
             egress=egress,
+            start=calls.starting(start),
         )
         return cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -147,6 +150,11 @@ class Sandbox:
     def allow(self, egress: wire.Egress, *, deadline: float | None = None) -> wire.Sandbox:
         """Replace what it may reach; connections that this does not allow are cut. Needs one made with `egress`."""
         self.info = self.client.fetch(wire.Sandbox, calls.allow(self.id, egress), deadline)
+        return self.info
+
+    def reset(self, *, deadline: float | None = None) -> wire.Sandbox:
+        """Make it anew: its processes and files are gone, what it starts with runs again, all else about it stays."""
+        self.info = self.client.fetch(wire.Sandbox, calls.reset(self.id), deadline)
         return self.info
 
     def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:
