@@ -329,14 +329,14 @@ class Embedded:
 
 
 @contextlib.contextmanager
-def embedded(settings: ServerSettings, tenant: str = "local") -> Iterator[Embedded]:
+def embedded(settings: ServerSettings, tenant: str = "local", *, publishes: bool = False) -> Iterator[Embedded]:
     """A server of one's own, on an ephemeral loopback port, with a key that ends with it.
 
     It uses the settings' state directory when that is free, else a temporary one with the same templates. The server
-    dies with the thread that entered this, whatever happens to it.
+    dies with the thread that entered this, whatever happens to it. Unless it `publishes`, it has no edge.
     """
     with contextlib.ExitStack() as stack:
-        private, lock = _private_state(settings, stack)
+        private, lock = _private_state(settings, stack, publishes=publishes)
         key = stack.enter_context(_temporary_key(private, tenant))
         ready_in, ready_out = os.pipe2(os.O_CLOEXEC)
         settings_in = handed(private)
@@ -349,8 +349,10 @@ def embedded(settings: ServerSettings, tenant: str = "local") -> Iterator[Embedd
         yield Embedded(_await_ready(ready_in), key)
 
 
-def _private_state(settings: ServerSettings, stack: contextlib.ExitStack) -> tuple[ServerSettings, int]:
-    edge = msgspec.structs.replace(settings.edge, enabled=False)  # nobody is there to be given a URL
+def _private_state(
+    settings: ServerSettings, stack: contextlib.ExitStack, *, publishes: bool
+) -> tuple[ServerSettings, int]:
+    edge = msgspec.structs.replace(settings.edge, enabled=publishes)
     places = {"host": "127.0.0.1", "port": 0, "templates": str(settings.templates_dir)}
     changed = msgspec.structs.replace(settings, edge=edge, **places)
     try:

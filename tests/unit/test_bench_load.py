@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringfence.bench.exchange import Answer, Connection, Target, parse
-from ringfence.bench.load import Generator, Load
+from ringfence.bench.load import Generator, Load, always
 from ringfence.domain.errors import PlatformFault
 
 PLAIN = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"a": 1}'
@@ -63,7 +64,8 @@ def tiny(answer: bytes = PLAIN, hang_up_after: int = 10**9) -> Iterator[tuple[Ti
 def drive(target: Target, connections: int, seconds: float = 0.2) -> Load:
     """A short load whose only right answer is PLAIN's."""
     request = target.request("GET", "/")
-    return Generator(target, request, lambda answer: answer == Answer(200, b'{"a": 1}')).drive(connections, seconds)
+    orders = always(request, lambda answer: answer == Answer(200, b'{"a": 1}'))
+    return Generator(target, orders).drive(connections, seconds)
 
 
 @pytest.mark.parametrize("whole", [PLAIN, CHUNKED, REFUSED])
@@ -129,6 +131,21 @@ def test_a_wrong_answer_is_a_failure() -> None:
         load = drive(target, 2)
         assert (load.runs, load.failures) == (0, server.requests)
         assert load.reasons[0] == "503: busy"
+
+
+def test_each_request_has_its_own_right_answer() -> None:
+    """Where every request is another, an answer counts only if it is the answer to that very one."""
+    with tiny() as (server, target):
+        request = target.request("GET", "/")
+        turns = itertools.cycle([b'{"a": 1}', b"another's"])
+
+        def orders() -> tuple[bytes, Callable[[Answer], bool]]:
+            body = next(turns)
+            return request, lambda answer: answer.body == body
+
+        load = Generator(target, orders).drive(1, 0.2)
+        assert load.failures + load.runs + load.late == server.requests
+        assert abs(load.failures - load.runs - load.late) <= 1
 
 
 def test_a_server_that_hangs_up_fails_and_is_tried_again() -> None:

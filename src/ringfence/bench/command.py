@@ -1,7 +1,8 @@
 """`ringfence bench`: measure this machine, beside other ways to run the same program, and say whether promises hold.
 
 What comes in is what the command line parsed: `names` of measures (none: all), `quick`, `seconds` (of each load),
-`density`, `plot` and `save` (files), `check`, `state`, `json`, `colour`. A private server is always started for it.
+`density`, `published`, `plot` and `save` (files), `check`, `state`, `json`, `colour`. A private server is always
+started for it.
 """
 
 from __future__ import annotations
@@ -42,16 +43,15 @@ def planned(options: Mapping[str, Any]) -> Plan:
             code="unknown_measure",
             remediation=f"known are {', '.join(MEASURES)}",
         )
-    density = options.get("density")
-    if density is not None and not 1 <= density <= MOST_DENSITY:
-        raise BadRequest(f"density must be from 1 to {MOST_DENSITY}", code="bad_density")
+    counts = {name: options[name] for name in ("density", "published") if options.get(name) is not None}
+    for name, count in counts.items():
+        if not 1 <= count <= MOST_DENSITY:
+            raise BadRequest(f"{name} must be from 1 to {MOST_DENSITY}", code="bad_density")
     if options.get("url"):
         raise BadRequest(
             "a bench always starts a server of its own: only then it knows what it measures", code="not_private"
         )
-    changed: dict[str, Any] = {"measures": names} if names else {}
-    if density is not None:
-        changed["density"] = density
+    changed: dict[str, Any] = {"measures": names, **counts} if names else dict(counts)
     if options.get("seconds"):
         changed["load_seconds"] = dict.fromkeys(plan.load_seconds, float(options["seconds"]))
     return dataclasses.replace(plan, **changed)

@@ -38,7 +38,7 @@ class Weight:
         return cls(server.groups.charged_bytes(), meminfo().get("MemAvailable", 0), machine_cost(), processes)
 
 
-def _spread(target: Target, calls: Sequence[bytes], seen: Callable[[int, Any], None]) -> int:
+def spread(target: Target, calls: Sequence[bytes], seen: Callable[[int, Any], None]) -> int:
     """Make every call, HANDS at a time; `seen` gets index and decoded answer. How many failed."""
 
     def hand(first: int) -> int:
@@ -55,7 +55,7 @@ def _spread(target: Target, calls: Sequence[bytes], seen: Callable[[int, Any], N
         return sum(pool.map(hand, range(HANDS)))
 
 
-def _steady(server: Measured) -> None:
+def steady(server: Measured) -> None:
     """Wait until what is charged no longer moves: pools shrink and freed memory comes back a moment later."""
     until, last = time.monotonic() + STEADY_SECONDS, server.groups.charged_bytes()
     while last is not None and time.monotonic() < until:
@@ -77,12 +77,12 @@ class Crowd:
 
     def measure(self) -> dict[str, Any]:
         """Everything, with the sandboxes gone again at the end."""
-        _steady(self._server)
+        steady(self._server)
         before = Weight.now(self._server)
         base_pss = before.server + pss_bytes(self._server.inside())
         try:
             creating = self._timed(self._create)
-            _steady(self._server)
+            steady(self._server)
             idle, pss = Weight.now(self._server), pss_bytes(self._server.inside())
             answered, asking = self._ask()
             used = Weight.now(self._server)
@@ -114,7 +114,7 @@ class Crowd:
     def _create(self) -> None:
         body = {"template": self._template, "ttl_seconds": TTL_SECONDS}
         call = self._server.target.request("POST", "/v1/sandboxes", body)
-        _spread(self._server.target, [call] * self._count, lambda at, made: self._ids.update({at: made["id"]}))
+        spread(self._server.target, [call] * self._count, lambda at, made: self._ids.update({at: made["id"]}))
 
     def _ask(self) -> tuple[int, float]:
         said: dict[int, str | None] = {}
@@ -123,12 +123,12 @@ class Crowd:
             self._server.target.request("POST", f"/v1/sandboxes/{each}/processes", body) for each in self._ids.values()
         ]
         began = time.monotonic()
-        _spread(self._server.target, calls, lambda at, result: said.update({at: result["stdout"]}))
+        spread(self._server.target, calls, lambda at, result: said.update({at: result["stdout"]}))
         return sum(text == f"{WORDS}\n" for text in said.values()), round(time.monotonic() - began, 2)
 
     def _stop(self) -> None:
         calls = [self._server.target.request("DELETE", f"/v1/sandboxes/{each}") for each in self._ids.values()]
-        _spread(self._server.target, calls, lambda _at, _sandbox: None)
+        spread(self._server.target, calls, lambda _at, _sandbox: None)
 
 
 def _each(before: Weight, idle: Weight, used: Weight, pss: int, base_pss: int, alive: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ringfence.bench.groups import Groups
 from ringfence.bench.latency import Pace
 from ringfence.bench.peers import Found
 from ringfence.bench.programs import PLAIN, timed
-from ringfence.bench.server import Measured
+from ringfence.bench.server import Measured, settled
 from ringfence.bench.stats import Summary, summary
 from ringfence.domain.errors import PlatformFault
 from ringfence.domain.limits import Limits
@@ -26,7 +26,6 @@ from ringfence.domain.limits import Limits
 TEMPLATE: Final = "base"
 WORD: Final = "here"
 BY_HAND: Final = ("runc", "crun", "runsc")
-SETTLE_SECONDS: Final = 20.0
 IDLE: Final = 8  # sandboxes that lie idle while they are weighed
 COLD: Final = 5
 MIB: Final = 2**20
@@ -55,13 +54,7 @@ class Way:
 
     def settled(self) -> None:
         """Wait until the pools hold what they want: what follows measures taking, not making."""
-        until = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < until:
-            pools = self._call("GET", "/v1/status")[0]["pools"]
-            ours = [pool for pool in pools if pool["runtime"] == self.name and pool["least"]]
-            if all(pool["idle"] >= min(pool["target"], pool["least"]) and not pool["starting"] for pool in ours):
-                return
-            time.sleep(0.02)
+        settled(self.connection, self.name)
 
     def cold(self) -> float:
         """Create with nothing ready."""

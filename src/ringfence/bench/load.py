@@ -21,6 +21,12 @@ DRAIN_SECONDS: Final = 20.0  # how long answers still owed are waited for
 REASONS: Final = 5  # failures are counted all and told in words a few times
 
 Right = Callable[[Answer], bool]
+Order = tuple[bytes, Right]  # a request as it goes over the wire, and which answers to it are right
+
+
+def always(request: bytes, right: Right) -> Callable[[], Order]:
+    """The same request each time."""
+    return lambda: (request, right)
 
 
 @dataclass(slots=True)
@@ -38,9 +44,14 @@ class Load:
     client_cpu_seconds: float = 0.0
 
 
+def _never(_: Answer) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class _Line:
     socket: socket.socket
+    right: Right
     buffer: bytearray = field(default_factory=bytearray)
     asked: float = 0.0  # 0: no answer is owed
 
@@ -48,10 +59,9 @@ class _Line:
 class Generator:
     """One load on one target."""
 
-    def __init__(self, target: Target, request: bytes, right: Right) -> None:
+    def __init__(self, target: Target, orders: Callable[[], Order]) -> None:
         self._target = target
-        self._request = request
-        self._right = right
+        self._orders = orders
         self._lines: dict[int, _Line] = {}
         self._epoll = select.epoll()
         self._taken: list[float] = []
@@ -83,7 +93,7 @@ class Generator:
     def _open(self) -> _Line:
         made = self._target.connect()
         made.setblocking(False)
-        line = self._lines[made.fileno()] = _Line(made)
+        line = self._lines[made.fileno()] = _Line(made, _never)
         self._epoll.register(made, select.EPOLLIN)
         return line
 
@@ -103,12 +113,13 @@ class Generator:
         line.asked = 0.0
         if now >= self._until:
             return
+        request, line.right = self._orders()
         try:
-            sent = line.socket.send(self._request)
+            sent = line.socket.send(request)
         except OSError as error:
             self._again(line, f"sending: {error}")
             return
-        if sent == len(self._request):
+        if sent == len(request):
             line.asked = now
         else:
             self._again(line, "a request did not fit the socket")
@@ -130,7 +141,7 @@ class Generator:
 
     def _count(self, line: _Line, answer: Answer) -> None:
         now = time.perf_counter()
-        if not self._right(answer):
+        if not line.right(answer):
             self._fail(f"{answer.status}: {answer.body[:200].decode('utf-8', 'replace')}")
         elif now > self._until:
             self._load.late += 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ringfence.bench import interactive, isolations, machine, peers, throughput
+from ringfence.bench import egress, ingress, interactive, isolations, machine, peers, throughput
 from ringfence.bench.calm import Gate
 from ringfence.bench.comparison import unfenced
 from ringfence.bench.density import Crowd
@@ -47,6 +47,7 @@ class Bench:
     found: list[peers.Found]
     clock: Clock
     say: Say
+    work: Path
     report: Report = field(default_factory=dict)
     chance: random.Random = field(default_factory=random.Random)
 
@@ -74,6 +75,14 @@ class Bench:
         elif name == "runtimes":
             self.report["runtimes"] = isolations.measure(
                 self.server, self.found, plan.runtimes, self._gate(plan.runtimes)
+            )
+        elif name == "egress":
+            self.report["egress"] = egress.measure(
+                self.server, self.outside, plan.egress, self._gate(plan.egress), self.chance
+            )
+        elif name == "ingress":
+            self.report["ingress"] = ingress.measure(
+                self.server, plan.published, plan.ingress, plan.edge_seconds, self.work, self.chance
             )
         else:
             with Connection(self.server.target) as connection:
@@ -166,7 +175,7 @@ def bench(plan: Plan, templates: Path, *, plot: bool, say: Say) -> tuple[Report,
                 wanted.append(PLAIN)
             found = peers.look(place, wanted) if wanted else []
             report["peers"] = {each.peer.name: each.told() for each in found}
-            Bench(plan, server, yardstick, outside, found, clock, say, report).everything()
+            Bench(plan, server, yardstick, outside, found, clock, say, place.work, report).everything()
             report = {**headline(report), **report}
             report["bars"] = verdicts(report)
             picture = _picture(server, report) if plot else None

@@ -9,7 +9,17 @@ from typing import Final
 
 from ringfence.bench.latency import Pace
 
-MEASURES: Final = ("oneshot", "numpy", "pandas", "throughput", "density", "interactive", "runtimes")
+MEASURES: Final = (
+    "oneshot",
+    "numpy",
+    "pandas",
+    "throughput",
+    "density",
+    "interactive",
+    "runtimes",
+    "egress",
+    "ingress",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,10 @@ class Plan:
     pandas: Pace
     interactive: Pace
     runtimes: Pace
+    egress: Pace
+    ingress: Pace  # of the requests that are sent one by one
+    edge_seconds: Mapping[int, float]  # of each load on published ports, by number of connections
+    published: int
     load_seconds: Mapping[int, float]  # by number of connections
     yardstick_seconds: float
     density: int
@@ -35,6 +49,10 @@ FULL: Final = Plan(
     pandas=Pace(30, 45),
     interactive=Pace(60, 30),
     runtimes=Pace(30, 90),
+    egress=Pace(150, 60),
+    ingress=Pace(2000, 15),
+    edge_seconds={1: 3, 8: 5, 64: 5},
+    published=1000,
     load_seconds={1: 4, 2: 4, 8: 5, 64: 5},
     yardstick_seconds=3,
     density=200,
@@ -46,6 +64,10 @@ QUICK: Final = Plan(
     pandas=Pace(3, 2),
     interactive=Pace(15, 3),
     runtimes=Pace(3, 9),
+    egress=Pace(20, 4),
+    ingress=Pace(300, 2),
+    edge_seconds={8: 1.0},
+    published=50,
     load_seconds={1: 0.7, 2: 0.7, 8: 2.0, 64: 1.0},
     yardstick_seconds=0.7,
     density=100,

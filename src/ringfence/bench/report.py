@@ -11,6 +11,7 @@ from ringfence.bench.stats import paired, ratio
 
 Report = dict[str, Any]
 PROMISED_DENSITY: Final = 2000
+PROMISED_PORTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ BARS: Final = (
     Bar("runs_per_second_8", 400, least=True, words="one-shot runs a second on 8 connections, none failing"),
     Bar("container_warm_ms", 5, least=False, words="a warm container claimed, to its first output"),
     Bar("gvisor_warm_ms", 20, least=False, words="a warm sandbox under gVisor claimed, to its first output"),
+    Bar("egress_none_ratio", 1.05, least=False, words="a one-shot run with the policy `none` over one without, p50"),
+    Bar("egress_policy_ms", 3, least=False, words="what a policy adds to a one-shot run with a warm slot, p50"),
+    Bar("ingress_added_ms", 3, least=False, words="what a published port adds to the server hit directly, p50"),
     Bar("idle_charged_mib", 1.2, least=False, words="memory charged per idle sandbox, every one answering"),
 )
 
@@ -54,6 +58,16 @@ def _warm_p50(report: Report, runtime: str) -> float | None:
     return found.p50 if found is not None else None
 
 
+def _egress(report: Report, figure: str, row: str) -> float | None:
+    found = report.get("egress", {}).get(figure, {}).get(row)
+    return found.p50 if found is not None else None
+
+
+def _ingress_added(report: Report) -> float | None:
+    found = report.get("ingress", {}).get("added_ms", {}).get("ringfence")
+    return found.p50 if found is not None else None
+
+
 def _load_of(report: Report, side: str, connections: int) -> Mapping[str, Any]:
     found: Mapping[str, Any] = report.get("throughput", {}).get(side, {}).get(str(connections), {})
     return found
@@ -70,6 +84,9 @@ def headline(report: Report) -> Report:
         "runs_per_second_8": _load_of(report, "ringfence", 8).get("per_second"),
         "container_warm_ms": _warm_p50(report, "container"),
         "gvisor_warm_ms": _warm_p50(report, "gvisor"),
+        "egress_none_ratio": _egress(report, "ratio_to_unsaid_in_pairs", "none"),
+        "egress_policy_ms": _egress(report, "added_ms", "one_rule"),
+        "ingress_added_ms": _ingress_added(report),
         "idle_charged_mib": density.get("idle_charged_mib"),
         "oneshot_p50_ms": oneshot,
         "baseline_p50_ms": baseline,
@@ -88,7 +105,15 @@ def failures(report: Report) -> int:
     loads: list[int] = [load["failures"] for side in report.get("throughput", {}).values() for load in side.values()]
     density = report.get("density", {})
     silent: int = density.get("asked_for", 0) - density.get("execs_answered", 0)
-    return silent + sum(rows) + sum(loads)
+    policies: int = sum(report.get("egress", {}).get("failures", {}).values())
+    return silent + sum(rows) + sum(loads) + policies + _misled(report)
+
+
+def _misled(report: Report) -> int:
+    """Answers through published ports that were wrong, late or somebody else's."""
+    found = report.get("ingress", {})
+    loads: list[int] = [load["failures"] for load in found.get("loads", {}).get("ringfence", {}).values()]
+    return int(found.get("wrong_answers", 0)) + int(found.get("strangers_let_in", 0)) + sum(loads)
 
 
 def verdicts(report: Report) -> list[Verdict]:
@@ -106,6 +131,11 @@ def _verdict(bar: Bar, report: Report) -> Verdict:
     if bar.figure == "runs_per_second_8":
         failed = _load_of(report, "ringfence", 8).get("failures", 0)
         passed, note = passed and not failed, f"{failed} failed"
+    if bar.figure == "ingress_added_ms":
+        wrong, ports = _misled(report), report["ingress"]["asked_for"]
+        passed, note = passed and not wrong, f"{wrong} wrong answers of {ports} published"
+        if ports < PROMISED_PORTS:
+            note += f"; the promise is for {PROMISED_PORTS}"
     if bar.figure == "idle_charged_mib":
         alive, answered = report.get("density_n") or 0, report.get("execs_answered") or 0
         passed, note = passed and alive == answered, f"{answered} of {alive} answered"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,15 @@ from ringfence import wire
 from ringfence.bench.exchange import Connection, Target
 from ringfence.bench.groups import Groups
 from ringfence.bench.processes import command_line, cpu_seconds, tree
-from ringfence.config import ServerSettings, TenantSettings
+from ringfence.config import EgressSettings, ServerSettings, TenantSettings
 from ringfence.domain.errors import PlatformFault
 from ringfence.serve import embedded
+from ringfence.store.sqlite import KeyRing
 
 MOST: Final = 10_000
 TENANT: Final = "bench"
+SETTLE_SECONDS: Final = 20.0
+BEYOND: Final = "10.213.77.2"  # where bench/beyond.py puts a server, for sandboxes that may reach it
 PARTS: Final = ("node", "api", "serve")
 
 
@@ -61,13 +65,37 @@ class Measured:
 
 
 @contextlib.contextmanager
+def another_key(server: Measured, tenant: str = "stranger") -> Iterator[str]:
+    """A key of a tenant who has nothing on this server."""
+    ring = KeyRing(ServerSettings(state=str(server.state)).database)
+    try:
+        yield ring.add(tenant, "for one bench")[0]
+    finally:
+        ring.close()
+
+
+@contextlib.contextmanager
 def measured(state: Path, templates: Path) -> Iterator[Measured]:
     """A server of one's own; it ends, with everything it started, when this is left."""
     settings = ServerSettings(
-        state=str(state), templates=str(templates), tenant=TenantSettings(max_sandboxes=MOST, max_runs=MOST)
+        state=str(state),
+        templates=str(templates),
+        tenant=TenantSettings(max_sandboxes=MOST, max_runs=MOST),
+        egress=EgressSettings(permit=[f"{BEYOND}/32"]),
     )
-    with embedded(settings, TENANT) as private:
+    with embedded(settings, TENANT, publishes=True) as private:
         yield Measured(Target.of(private.url, private.key), state)
+
+
+def settled(connection: Connection, runtime: str) -> None:
+    """Wait until a runtime's pools hold what they want: what follows then measures taking, not making."""
+    until = time.monotonic() + SETTLE_SECONDS
+    while time.monotonic() < until:
+        pools = connection.ask("GET", "/v1/status")["pools"]
+        ours = [pool for pool in pools if pool["runtime"] == runtime and pool["least"]]
+        if all(pool["idle"] >= min(pool["target"], pool["least"]) and not pool["starting"] for pool in ours):
+            return
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,11 @@ def paired(rounds: Sequence[Round], above: str, below: str) -> Summary | None:
     return summary([each[above] / each[below] for each in rounds if each.get(below) and above in each])
 
 
+def apart(rounds: Sequence[Round], above: str, below: str) -> Summary | None:
+    """`above` less `below` within each round that has both."""
+    return summary([each[above] - each[below] for each in rounds if below in each and above in each])
+
+
 def ratio(above: float | None, below: float | None) -> float | None:
     """One figure over another; None when either is missing."""
     return round(above / below, 4) if above is not None and below else None

@@ -24,6 +24,27 @@ LABELS: Final = {
     "firejail": "firejail",
     "runsc": "runsc run (gVisor)",
 }
+POLICY_WORDS: Final = {
+    "unsaid": "no policy",
+    "none": "the policy none",
+    "one_rule": "a policy of one rule",
+    "many_rules": "a policy of twenty rules",
+}
+WAY_WORDS: Final = {
+    "direct": "the server hit directly",
+    "traefik": "Traefik alone before it",
+    "ringfence": "ringfence, to any of the sandboxes",
+}
+INGRESS_WORDS: Final = {
+    "asked_for": "published at once",
+    "wrong_answers": "answers that were not the sandbox's own, asking each",
+    "strangers_tried": "requests of strangers",
+    "strangers_let_in": "  of them let in",
+    "charged_mib": "charged per published sandbox, its server included (MiB)",
+    "node_and_api_mib": "node and api grew by, per sandbox (MiB)",
+    "open_seconds": "seconds to create, publish and link them all",
+    "close_seconds": "seconds to stop them all",
+}
 TITLES: Final = {
     "oneshot": "One-shot: print(1), to the completed answer",
     "numpy": "One-shot with import numpy",
@@ -166,6 +187,45 @@ def _runtimes(found: Report) -> Table:
     return table
 
 
+def _egress(found: Report) -> Iterator[Table]:
+    table = _table("One-shot with an egress policy (ms)", "", "p50", "p95", "p99", "n", "added, p50", "p5-p95")
+    for name, each in found["latency_ms"].items():
+        added = found["added_ms"][name]
+        spread = f"{number(added.p5)}-{number(added.p95)}" if added else "-"
+        cells = [str(each.n) if each else "-", number(added.p50 if added else None), spread]
+        table.add_row(POLICY_WORDS[name], *_percentiles(each), *cells)
+    yield table
+    if "connection_ms" in found:
+        table = _table("A connection and a byte each way (ms)", "", "p50", "p95", "p99")
+        for name, words in (("direct", "a plain process"), ("gate", "from a sandbox, through the gate")):
+            table.add_row(words, *_percentiles(found["connection_ms"][name]))
+        yield table
+
+
+def _ingress(found: Report) -> Iterator[Table]:
+    table = _table("Published sandboxes", "", "")
+    for name, words in INGRESS_WORDS.items():
+        table.add_row(words, number(found.get(name)))
+    yield table
+    table = _table("One request after the other (ms)", "", "p50", "p95", "p99", "added, p50", "added, p99")
+    for name, each in found["latency_ms"].items():
+        added = found["added_ms"].get(name)
+        cells = [number(added.p50), number(added.p99)] if added else ["-", "-"]
+        table.add_row(WAY_WORDS[name], *_percentiles(each), *cells)
+    yield table
+    columns = [f"{name}, {part}" for name in found["loads"] for part in ("a second", "p50 ms", "p99 ms")]
+    table = _table("Requests under load", "connections", *columns, "failed", "api ms", "node ms", "sandboxes ms")
+    for connections, ours in found["loads"]["ringfence"].items():
+        row = []
+        for load in (side[connections] for side in found["loads"].values()):
+            taken = load["latency_ms"]
+            row += [number(load["per_second"]), *([number(taken.p50), number(taken.p99)] if taken else ["-", "-"])]
+        cpu = ours.get("cpu_ms_per_request", {})
+        spent = [number(cpu.get(part)) for part in ("api", "node", "sandboxes")]
+        table.add_row(connections, *row, str(ours["failures"]), *spent)
+    yield table
+
+
 def tables(report: Report) -> Iterator[Table]:
     """Every table there are figures for."""
     yield bars(report)
@@ -180,6 +240,10 @@ def tables(report: Report) -> Iterator[Table]:
         yield _density(report["density"])
     if "runtimes" in report:
         yield _runtimes(report["runtimes"])
+    if "egress" in report:
+        yield from _egress(report["egress"])
+    if "ingress" in report:
+        yield from _ingress(report["ingress"])
     if "interactive" in report:
         yield _steps(
             f"A sandbox that stays, {report['interactive']['template']} (ms)", report["interactive"], list(STEP_WORDS)
@@ -200,6 +264,9 @@ def remarks(report: Report) -> Iterator[str]:
         forced, total = measure["forced_samples"], measure["calm_samples"] + measure["forced_samples"]
         if forced:
             yield f"{name}: {forced} of {total} samples were taken although others used the processors"
+    for measure in ("egress", "ingress"):
+        for name, why in report.get(measure, {}).get("absent", {}).items():
+            yield f"{measure}: {name} not measured: {why}"
     absent = [f"{name} ({peer['state']})" for name, peer in report["peers"].items() if peer["state"] != "measured"]
     if absent:
         yield f"peers not measured: {', '.join(absent)}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ringfence.bench import groups
 from ringfence.bench.exchange import Answer, Target
 from ringfence.bench.latency import right_answer
-from ringfence.bench.load import Generator, Load
+from ringfence.bench.load import Generator, Load, always
 from ringfence.bench.processes import machine_cpu_seconds
 from ringfence.bench.programs import Program
 from ringfence.bench.server import Measured
@@ -38,7 +38,7 @@ def drive(target: Target, program: Program, connections: int, seconds: float) ->
     def right(answer: Answer) -> bool:
         return right_answer(answer, program.printed)
 
-    return Generator(target, request, right).drive(connections, seconds)
+    return Generator(target, always(request, right)).drive(connections, seconds)
 
 
 def fenced(server: Measured, program: Program, connections: int, seconds: float) -> dict[str, Any]:

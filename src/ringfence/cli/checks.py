@@ -52,6 +52,7 @@ def attack(screen: Screen, **options: Any) -> int:
 @click.option("--quick", is_flag=True, help="Small counts: done within 50 seconds.")
 @click.option("--seconds", type=seconds, default=None, metavar="TIME", help="How long each load takes.")
 @click.option("--density", type=int, default=None, metavar="N", help="How many idle sandboxes to hold at once.")
+@click.option("--published", type=int, default=None, metavar="N", help="How many sandboxes to publish at once.")
 @click.option("--plot", metavar="FILE", help="Draw the figures into this PNG, in a sandbox of course.")
 @click.option("--save", metavar="FILE", help="Write the JSON here too.")
 @click.option("--check", is_flag=True, help="Exit 1 when a promised figure is not reached.")
