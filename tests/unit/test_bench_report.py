@@ -41,6 +41,27 @@ def rounds(ours: float, base: float) -> dict[str, Any]:
     return of_rounds(found, names, {"run": summary([0.1, 0.2])})
 
 
+def policies(added: float = 1.0) -> dict[str, Any]:
+    """What policies cost."""
+    names, same = ("unsaid", "none", "one_rule", "many_rules"), summary([0.0])
+    costs = {name: summary([added]) if "rule" in name else same for name in names}
+    return {
+        "latency_ms": {name: summary([3.0]) for name in names}, "added_ms": costs, "failures": {},
+        "ratio_to_unsaid_in_pairs": {name: summary([1.0]) for name in names}, "rounds": 1,
+        "connection_ms": {"direct": summary([0.1]), "gate": summary([1.2])},
+    }  # fmt: skip
+
+
+def ports(count: int = 1000, **changed: Any) -> dict[str, Any]:
+    """What published ports cost."""
+    ways = ("direct", "traefik", "ringfence")
+    return {
+        "asked_for": count, "wrong_answers": 0, "strangers_tried": 3 * count, "strangers_let_in": 0, "absent": {},
+        "latency_ms": {name: summary([0.5]) for name in ways}, "added_ms": {"ringfence": summary([1.5])},
+        "loads": {name: {"8": load(600.0)} for name in ways},
+    } | changed  # fmt: skip
+
+
 def made(**changed: Any) -> dict[str, Any]:
     """A whole report in which every promise holds."""
     base: dict[str, Any] = {
@@ -50,6 +71,7 @@ def made(**changed: Any) -> dict[str, Any]:
                     "idle_charged_mib": 1.1},
         "runtimes": {"template": "base", "by_hand": {}, "absent": {}, "runtimes": {
             name: {"warm_code": summary([4.0, 4.0]), "idle_charged_mib": 1.0} for name in ("container", "gvisor")}},
+        "egress": policies(), "ingress": ports(),
         "failed": {}, "left_out": [], "left": [], "seconds": 1.0,
         "machine": {"cpu": "c", "cores": 2, "memory_mib": 1, "virtual_machine": True, "system": "s", "kernel": "k"},
         "versions": {"measured_python": "Python 3"}, "load_average": {"start": [0], "end": [0]},
@@ -70,7 +92,7 @@ def test_a_report_is_one_object_with_every_promised_figure() -> None:
     report = json.loads(msgspec.json.encode(made()))
     assert set(report) >= NEEDED
     assert (report["oneshot_ratio"], report["oneshot_numpy_ratio"]) == (0.25, 0.05)
-    assert [each["passed"] for each in report["bars"]] == [True] * 6
+    assert [each["passed"] for each in report["bars"]] == [True] * 9
 
 
 def test_a_figure_past_its_bar_is_short() -> None:
@@ -92,6 +114,28 @@ def test_small_sandboxes_that_do_not_answer_are_short() -> None:
     assert (found.passed, "99 of 100 answered" in found.note, "--density 2000" in found.note) == (False, True, True)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"wrong_answers": 1}, {"strangers_let_in": 1}, {"loads": {"ringfence": {"8": load(600.0, failures=1)}}}],
+)
+def test_a_quick_edge_that_errs_is_short(changed: dict[str, Any]) -> None:
+    """One wrong answer, or one stranger let in, and no latency counts."""
+    found = verdict(made(ingress=ports(**changed)), "ingress_added_ms")
+    assert (found.passed, "1 wrong answers of 1000" in found.note) == (False, True)
+
+
+def test_fewer_published_ports_than_promised_are_told() -> None:
+    """A small bench says that it was one."""
+    assert "the promise is for 1000" in verdict(made(ingress=ports(50)), "ingress_added_ms").note
+
+
+def test_a_dear_policy_is_short() -> None:
+    """More than three milliseconds for a policy are more than was promised; none at all must cost nothing."""
+    dear = policies(added=4.0) | {"ratio_to_unsaid_in_pairs": {"none": summary([1.2])}}
+    report = made(egress=dear)
+    assert (verdict(report, "egress_policy_ms").passed, verdict(report, "egress_none_ratio").passed) == (False, False)
+
+
 def test_what_was_not_measured_is_neither_passed_nor_short() -> None:
     """A missing figure is told as missing."""
     report = made(throughput={})
@@ -104,7 +148,8 @@ def test_failures_of_every_measure_are_added() -> None:
     density = {"asked_for": 10, "alive": 9, "execs_answered": 8}
     report = {"latency": {"oneshot": {"failures": {"bwrap": 2}}}, "density": density}
     report["throughput"] = {"ringfence": {"8": {"failures": 3}}}
-    assert module.failures(report) == 7
+    report["ingress"] = ports(wrong_answers=1, strangers_let_in=2)
+    assert module.failures(report) == 10
 
 
 @pytest.mark.parametrize(("changed", "plain", "strict"), [
@@ -127,7 +172,8 @@ def test_people_get_tables() -> None:
     show(Console(file=out, width=200), made(left=["process 7"], failed={"pandas": "no such module"}))
     text = out.getvalue()
     for words in ("pass", "ringfence over HTTP", "One-shot runs a second", "alive at once", "all 1 layers in force",
-                  "left behind: process 7", "FAILED pandas: no such module", "runc (absent)"):  # fmt: skip
+                  "left behind: process 7", "FAILED pandas: no such module", "runc (absent)", "a policy of one rule",
+                  "through the gate", "published at once", "Traefik alone", "Requests under load"):  # fmt: skip
         assert words in text
 
 
@@ -149,9 +195,12 @@ def test_options_change_the_plan() -> None:
     assert planned({"quick": True}) == QUICK
     plan = planned({"names": ("density",), "density": 2000, "seconds": 1.0})
     assert (plan.measures, plan.density, set(plan.load_seconds.values())) == (("density",), 2000, {1.0})
+    assert planned({"published": 7}).published == 7
 
 
-@pytest.mark.parametrize("options", [{"names": ("speed",)}, {"density": 0}, {"density": 5000}, {"url": "http://x"}])
+@pytest.mark.parametrize(
+    "options", [{"names": ("speed",)}, {"density": 0}, {"density": 5000}, {"published": 0}, {"url": "http://x"}]
+)
 def test_impossible_benches_are_refused(options: dict[str, Any]) -> None:
     """Nothing is started for a request that makes no sense."""
     with pytest.raises(BadRequest):

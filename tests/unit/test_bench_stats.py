@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.bench.stats import Summary, column, paired, percentile, ratio, summary
+from ringfence.bench.stats import Summary, apart, column, paired, percentile, ratio, summary
 
 SAMPLES = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50)
 
@@ -34,6 +34,12 @@ def test_nothing_measured_has_no_percentiles() -> None:
     """An empty row is absent, not zero."""
     assert summary([]) is None
     assert column([{"a": 1.0}, {}], "b") == []
+
+
+def test_differences_are_taken_within_a_round() -> None:
+    """What disturbed both sides of a round is no difference between them."""
+    found = apart([{"a": 3.0, "b": 1.0}, {"a": 102.0, "b": 100.0}, {"a": 5.0}], "a", "b")
+    assert found == Summary(2, 2.0, 2.0, 2.0, 2.0)
 
 
 def test_ratios_are_taken_within_a_round() -> None:

@@ -34,6 +34,7 @@ class Beyond:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="beyond")
         self._door: socket.socket | None = None
         self._server: threading.Thread | None = None
+        self._wired = False
         self._index = _INDEX + secrets.randbelow(1 << 20)
 
     def __enter__(self) -> Self:
@@ -50,7 +51,10 @@ class Beyond:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """With its last socket and its thread the namespace is gone, and the wire with it."""
+        """Take the wire away; with its last socket and its thread the namespace is gone."""
+        if self._wired:
+            with netlink.Netlink() as link:
+                link.do([netlink.mark(self._index), netlink.unwire_marked()])
         if self._door is not None:
             self._door.shutdown(socket.SHUT_RDWR)
             if self._server is not None:
@@ -70,6 +74,7 @@ class Beyond:
         ends = netlink.End(_NAME, self._index, _MACS[0]), netlink.End("host0", self._index, _MACS[1])
         with open(f"/proc/self/task/{self._tid}/ns/net") as there, netlink.Netlink() as link:
             link.do([netlink.wire(*ends, there.fileno())])
+            self._wired = True
             link.do(self._ends(HERE, THERE))
         self._thread.submit(self._in_there).result(10)
 

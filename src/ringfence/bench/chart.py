@@ -33,16 +33,17 @@ def latencies(axes: Any, title: str, measure: dict[str, Any]) -> None:
     axes.set_title(f"{title}: ms to the completed answer (p50; the whisker ends at p95)")
 
 
-def loads(axes: Any, throughput: dict[str, Any]) -> None:
-    """Runs a second by number of connections, ours beside the yardstick."""
-    for at, (side, found) in enumerate(throughput.items()):
-        places = [place + 0.4 * at for place in range(len(found))]
+def loads(axes: Any, title: str, sides: dict[str, Any]) -> None:
+    """How many a second by number of connections, ours beside others."""
+    width = 0.8 / len(sides)
+    for at, (side, found) in enumerate(sides.items()):
+        places = [place + width * at for place in range(len(found))]
         values = [load["per_second"] for load in found.values()]
-        bars = axes.bar(places, values, 0.38, label=side, color=colour(side))
+        bars = axes.bar(places, values, 0.95 * width, label=side, color=colour(side), alpha=1 - 0.3 * (at % 2))
         axes.bar_label(bars, [f"{value:.0f}" for value in values])
-        axes.set_xticks([place + 0.2 for place in range(len(found))], list(found))
+        axes.set_xticks([place + width * (len(sides) - 1) / 2 for place in range(len(found))], list(found))
     axes.legend()
-    axes.set_title("one-shot runs a second, by connections")
+    axes.set_title(title)
 
 
 def steps(axes: Any, latency: dict[str, Any]) -> None:
@@ -58,6 +59,20 @@ def steps(axes: Any, latency: dict[str, Any]) -> None:
     axes.set_title("where the time goes (p50 of each step, ms)")
 
 
+def network(report: dict[str, Any]) -> list[Callable[[Any], None]]:
+    """Pictures of what leaves a sandbox and of what comes to it."""
+    egress, ingress = report.get("egress") or {}, report.get("ingress") or {}
+    pictures: list[Callable[[Any], None]] = []
+    if egress.get("latency_ms"):
+        rows = {f"ringfence, {name}": found for name, found in egress["latency_ms"].items()}
+        pictures.append(functools.partial(latencies, title="one-shot by egress policy", measure={"rows": rows}))
+    if ingress.get("latency_ms"):
+        count, rows = ingress["asked_for"], {"rows": ingress["latency_ms"]}
+        pictures.append(functools.partial(latencies, title=f"a GET, {count} published", measure=rows))
+        pictures.append(functools.partial(loads, title="requests a second, by connections", sides=ingress["loads"]))
+    return pictures
+
+
 def draw(report: dict[str, Any], place: str) -> None:
     """The whole picture, into one file."""
     plots = importlib.import_module("matplotlib.pyplot")
@@ -66,7 +81,9 @@ def draw(report: dict[str, Any], place: str) -> None:
         functools.partial(latencies, title=name, measure=latency[name]) for name in MEASURES if name in latency
     ]
     if report.get("throughput"):
-        pictures.append(functools.partial(loads, throughput=report["throughput"]))
+        title = "one-shot runs a second, by connections"
+        pictures.append(functools.partial(loads, title=title, sides=report["throughput"]))
+    pictures += network(report)
     if latency:
         pictures.append(functools.partial(steps, latency=latency))
     height = (len(pictures) + 1) // 2

@@ -53,7 +53,8 @@ def planned(options: Mapping[str, Any]) -> Plan:
         )
     changed: dict[str, Any] = {"measures": names, **counts} if names else dict(counts)
     if options.get("seconds"):
-        changed["load_seconds"] = dict.fromkeys(plan.load_seconds, float(options["seconds"]))
+        for name in ("load_seconds", "edge_seconds"):
+            changed[name] = dict.fromkeys(getattr(plan, name), float(options["seconds"]))
     return dataclasses.replace(plan, **changed)
 
 
