@@ -65,6 +65,17 @@ def test_its_expiry_is_moved(ada: httpx.Client, box: str) -> None:
     assert moved["expires_at"] > time.time() + 500
 
 
+def test_it_is_reset_and_its_event_told(api: FakeApi, ada: httpx.Client, box: str) -> None:
+    """The same sandbox answers, and no field is taken that means nothing."""
+    ada.put(f"{box}/files/content?path=f", content=b"x")
+    shown = ada.post(f"{box}/reset").json()
+    assert (shown["id"], shown["state"]) == (box.rpartition("/")[2], "running")
+    assert code_of(ada.get(f"{box}/files/content?path=f"))[0] == 404
+    assert ada.post("/v1/sandboxes/s" + "a" * 26 + "/reset").status_code == 404
+    for start in ("true", ["true"], {"argv": ["true"], "detach": True}, {"program": "x"}):
+        assert ada.post("/v1/sandboxes", json={"start": start}).status_code == 400
+
+
 def test_a_stopped_sandbox_says_how_it_ended_and_takes_nothing(ada: httpx.Client, box: str) -> None:
     """Stopping again shows the same; using it is a conflict that says why."""
     first = ada.delete(box).json()

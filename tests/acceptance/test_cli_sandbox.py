@@ -34,6 +34,20 @@ def test_a_sandbox_from_create_to_stop() -> None:
     assert served().run("sandbox", "exec", made, "true").returncode == 126
 
 
+def test_a_sandbox_is_reset_from_the_command_line() -> None:
+    """What it starts with runs from the beginning and again; what was written is gone; the id stays."""
+    made = served().run("sandbox", "create", "--start", "echo begun > mark; sleep 100").stdout.decode().strip()
+    try:
+        served().run("sandbox", "exec", made, "until [ -s mark ]; do sleep 0.02; done; echo mine > file")
+        assert served().run("sandbox", "reset", made).stdout.decode().split() == [made, "reset"]
+        shown = served().run("sandbox", "exec", made, "until [ -s mark ]; do sleep 0.02; done; ls; cat mark").stdout
+        assert shown == b"mark\nbegun\n"
+        assert json.loads(served().run("sandbox", "reset", made, "--json").stdout)["id"] == made
+    finally:
+        served().run("sandbox", "stop", made)
+    assert served().run("sandbox", "reset", made).returncode == 126
+
+
 def test_exec_gives_output_input_and_exit_code(sb: Sandbox) -> None:
     """A command in a sandbox behaves like one here."""
     done = served().run("sandbox", "exec", sb.id, "tr a-z A-Z; exit 3", stdin=b"shout")

@@ -12,7 +12,7 @@ import pytest
 
 from ringfence import AsyncClient, AsyncSandbox, Client, Sandbox
 from ringfence.client import DeadlineExceeded
-from ringfence.domain.errors import Conflict, NotFound
+from ringfence.domain.errors import Conflict, NotFound, RingfenceError
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State
 from tests.support.served import served
@@ -43,6 +43,49 @@ def test_a_sandbox_lives_from_create_to_stop(client: Client) -> None:
     assert place.info.state is State.STOPPED
     with pytest.raises(Conflict, match="ended"):
         place.run("1")
+
+
+def test_a_reset_sandbox_is_the_same_and_new(client: Client) -> None:
+    """Id, labels, limits and expiry stay; programs hear that it was reset; memory kills of before are not its own."""
+    limits = {"memory_bytes": 64 * 2**20, "processes": 20}
+    start = {"code": "import time; time.sleep(600)", "env": {"A": "b"}}
+    with Sandbox.create(labels={"case": "reset"}, limits=limits, start=start, client=client) as place:
+        before = place.info
+        place.files.write("kept", "k")
+        running = place.start(["sleep", "600"])
+        assert place.run("x = bytearray(2**27)").exit.how is How.OUT_OF_MEMORY
+        after = place.reset()
+        same = ("id", "labels", "limits", "expires_at", "created_at", "template_digest", "layers", "state")
+        assert [getattr(after, name) for name in same] == [getattr(before, name) for name in same]
+        assert "kept" not in [entry.name for entry in place.files.list(".").entries]
+        assert [(each.tag, each.running) for each in place.processes()] == [("start", True)]
+        with pytest.raises(NotFound):
+            running.kill()
+        assert place.run("import os; os.kill(os.getpid(), 9)").exit.how is How.SIGNALLED
+        assert place.run("x = bytearray(2**27)").exit.how is How.OUT_OF_MEMORY
+        assert [event.type for event in client.why(place.id).events].count("sandbox.reset") == 1
+    with pytest.raises(Conflict, match="ended"):
+        place.reset()
+
+
+@pytest.mark.parametrize(
+    ("start", "code"),
+    [
+        ({}, "bad_program"),
+        ({"code": "1", "shell": "true"}, "bad_program"),
+        ({"argv": []}, "bad_program"),
+        ({"argv": ["a\0b"]}, "bad_program"),
+        ({"shell": "true", "cwd": "../x"}, "bad_path"),
+        ({"code": "#" * 70_000}, "too_large"),
+        ({"shell": "true", "cwd": "/nowhere"}, "guest_not_found"),
+    ],
+)
+def test_a_program_that_cannot_begin_is_refused(client: Client, start: dict[str, object], code: str) -> None:
+    """Before or after it was tried; either way no sandbox stays."""
+    with pytest.raises(RingfenceError) as refused:
+        Sandbox.create(labels={"case": "refused"}, start=start, client=client)
+    assert refused.value.code == code
+    assert list(Sandbox.list({"case": "refused"}, client=client)) == []
 
 
 def test_programs_share_files_and_nothing_else(sb: Sandbox) -> None:

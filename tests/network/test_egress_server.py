@@ -90,6 +90,19 @@ def test_a_sandbox_shows_its_policy_and_its_denials(client: Client) -> None:
         assert sandbox.refresh().egress == {"mode": "none"}
 
 
+def test_a_reset_keeps_the_policy_of_now(client: Client) -> None:
+    """Not the one it was made with, and in force before the answer: what is denied is denied in words."""
+    with Sandbox.create(egress=["api.example.com"], client=client) as sandbox:
+        changed = sandbox.allow({"bundles": ["debian"]}).egress
+        for _ in range(2):
+            assert sandbox.reset().egress == changed
+            assert sandbox.run(code=ASK).stdout.splitlines()[0].startswith("403 ringfence: denied")
+        sandbox.allow("none")
+        assert sandbox.reset().egress == {"mode": "none"}
+        assert "403" in sandbox.run(code=ASK).stdout
+        assert sandbox.allow({"bundles": ["debian"]}).egress == changed
+
+
 @pytest.mark.parametrize(
     ("egress", "why"),
     [

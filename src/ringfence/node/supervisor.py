@@ -327,7 +327,7 @@ class Supervisor:
         self._warm.pop(new.id, None)
         new.succeed(old)
         new.by.claimed(new.id, new.limits)
-        if old.egress.networked:
+        if old.spec.networked:  # also of a policy that allows nothing: until it is told one, the gate keeps silent
             await self._tell_gate(new, old.egress)
         self.table.add(new)
         new.link.lost.add_done_callback(lambda _: self._died(new))
