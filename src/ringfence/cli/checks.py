@@ -68,5 +68,6 @@ def bench(screen: Screen, **options: Any) -> int:
       ringfence bench                              about five minutes
       ringfence bench --quick --json               one object, within 50 seconds
       ringfence bench density --density 2000
+      ringfence bench ingress egress               published ports, policies
     """  # noqa: D301 - click reads the backspace itself as "do not wrap"
     return _perform("ringfence.bench.command", screen, **options)
