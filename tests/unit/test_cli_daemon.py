@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ringfence.cli.daemon import Daemon, Record
+from ringfence.cli.daemon import Daemon, Record, _answers
 from ringfence.config import ServerSettings
 from ringfence.domain.errors import Conflict, NotFound
 
@@ -54,3 +54,12 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(tmp_path: Path
             place.ensure()
     assert "--port" in raised.value.remediation
     assert not place.log.exists()
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_not_ready() -> None:
+    """Its port is taken, and nobody may be told that it serves: a busy machine starts slowly."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert not _answers(url, slowly=False)
+        assert _answers(url)
+    assert not _answers(url)

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from ringfence.client import Client, Unreachable
+from ringfence.client import Client, DeadlineExceeded, Unreachable
 from ringfence.config import ServerSettings
 from ringfence.domain.errors import Conflict, NotFound, PlatformFault, RingfenceError
 
@@ -125,7 +125,7 @@ class Daemon:
 
     def _wait(self, url: str, child: subprocess.Popen[bytes] | None) -> None:
         until = time.monotonic() + START_SECONDS
-        while not _answers(url):
+        while not _answers(url, slowly=False):
             ended = child is not None and child.poll() is not None
             if ended or time.monotonic() > until:
                 what = "ended while it started" if ended else f"does not answer at {url}"
@@ -141,12 +141,15 @@ class Daemon:
         return lines[-1] if lines else "it said nothing"
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, *, slowly: bool = True) -> bool:
+    """Whether somebody is there; `slowly` also one who takes a connection and says nothing in time."""
     try:
         with Client(url, "", timeout=2.0) as client:
             client.health()
     except Unreachable:
         return False
+    except DeadlineExceeded:
+        return slowly
     except RingfenceError:
         return True  # whoever it is, the port is taken
     return True
