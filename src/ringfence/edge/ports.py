@@ -110,6 +110,8 @@ class Ports:
         """A sandbox was reset: its servers start from nothing, so that requests wait for them as for new ones."""
         for route in self._of.get(sandbox_id, {}).values():
             route.accepted = False
+        if sandbox_id in self._whole:
+            self._whole[sandbox_id].again()
 
     def _no_longer_whole(self, sandbox_id: str) -> bool:
         whole = self._whole.pop(sandbox_id, None)

@@ -124,6 +124,11 @@ class Whole:
             route = self._routes[port] = AnyRoute(self.tenant, self.sandbox, port, self.record)
         return route
 
+    def again(self) -> None:
+        """Nothing listens any more, and everything may again."""
+        for route in self._routes.values():
+            route.accepted = False
+
     def cut(self, *grants: str) -> None:
         """End what is under way by these grants; by any, when none is named."""
         for route in self._routes.values():
