@@ -43,7 +43,7 @@ table inet ringfence {{
     fib daddr type {{ broadcast, multicast, anycast }} counter name wide drop
     meta l4proto tcp accept
     udp dport 53 accept
-    meta l4proto udp counter name datagrams reject with icmpx type admin-prohibited
+    meta l4proto udp counter name datagrams reject with icmpx type port-unreachable
     meta l4proto icmp counter name pings drop
     counter name unknown drop
   }}
