@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from ringfence.attack.observation import Ran
+from ringfence.attack.table import Probe
+from ringfence.attack.target import environment
 from ringfence.domain.limits import Limits
 from ringfence.network.network import Network
 from ringfence.node.isolation import Isolation
@@ -124,3 +127,13 @@ class LabNode(Node):
     def told(self, live: Live, kind: str) -> list[dict[str, Any]]:
         """Events of this kind about it."""
         return [event["data"] for event in self.events if event["type"] == kind and event["sandbox"] == live.id]
+
+    def probe(self, runtime: str, probe: Probe, facts: Mapping[str, Any]) -> Ran:
+        """A probe of the table, under its own policy."""
+        egress = probe.egress(facts) if probe.egress is not None else None
+        live = self.made(egress, isolation=runtime)
+        try:
+            request = {"op": "run", "code": probe.program, "env": environment(facts), "user": probe.user}
+            return self.perform(live, request, probe.timeout)
+        finally:
+            self.release(live)

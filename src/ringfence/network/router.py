@@ -34,8 +34,10 @@ MOST_AT_ONCE: Final = 128  # wires taken away together
 HARDWARE: Final = bytes.fromhex("02ffffff0001"), bytes.fromhex("02ffffff0002")  # of every router and every sandbox
 _CLONE_NEWNET: Final = 0x4000_0000
 # Belt to the rules' braces: nothing is forwarded, nobody answers for others, no address by hearsay.
+# And a refused datagram is always told of: the rules bound how often, for all sandboxes together.
 SETTINGS: Final = (
     ("ipv4/ip_forward", "0"),
+    ("ipv4/icmp_ratelimit", "0"),
     *((f"ipv4/conf/{which}/{name}", value) for which in ("all", "default") for name, value in (
         ("rp_filter", "1"), ("accept_redirects", "0"), ("send_redirects", "0"), ("accept_source_route", "0"),
         ("proxy_arp", "0"), ("route_localnet", "0"), ("forwarding", "0"),

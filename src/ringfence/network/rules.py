@@ -81,7 +81,7 @@ counter name crowded reject with tcp reset
   chain leave {{
     type filter hook output priority filter; policy drop;
     ct state established,related accept
-    icmp type destination-unreachable limit rate 1000/second accept
+    icmp type destination-unreachable limit rate 1000/second burst 1000 packets accept
     meta l4proto tcp tcp flags & rst == rst accept
   }}
 }}
