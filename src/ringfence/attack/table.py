@@ -302,11 +302,11 @@ NETWORK: Final = (
     Probe(
         "egress-wire", (88, 94, 97), Class.LATERAL,
         "With a wire: forge packets, change interface, routes or resolver, speak IPv6, find neighbours.",
-        "wire", j.empty("found", least=120), egress=_nothing, timeout=120,
+        "wire", j.empty("found", least=100), egress=_nothing, timeout=120,
     ),
     Probe(
         "egress-wire-root", (88, 94, 97), Class.LATERAL, "The same as the sandbox's own root.",
-        "wire", j.empty("found", least=120), egress=_nothing, user="root", timeout=120,
+        "wire", j.empty("found", least=100), egress=_nothing, user="root", timeout=120,
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import struct
 from ringfence.attack.probes.prelude import attempt, call, in_child, name_of, rewired, say, text_of
 
 HERE = "198.18.0.1"
-OTHERS = [f"198.18.0.{number}" for number in range(2, 8)]
+OTHERS = [f"198.18.0.{number}" for number in range(2, 5)]
 QUESTION = struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, 0) + b"\7example\3com\0\0\1\0\1"
 IOCTLS = {
     "SIOCSIFFLAGS": 0x8914, "SIOCSIFADDR": 0x8916, "SIOCSIFNETMASK": 0x891C, "SIOCSIFMTU": 0x8922,
@@ -31,7 +31,7 @@ def own_address() -> str:
 def forged(source: str, option: tuple[int, int] | None) -> str:
     """Ask the resolver in somebody else's name: "ok" when a packet went."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0.2)
+        sock.settimeout(0.15)
         if option is not None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(*option, 1)
@@ -46,7 +46,7 @@ def forged(source: str, option: tuple[int, int] | None) -> str:
 def forged_by_message(source: str) -> str:
     """The same by a message that says where it comes from: "ok" when a packet went, and not in our own name."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0.3)
+        sock.settimeout(0.2)
         info = struct.pack("I4s4s", 0, socket.inet_aton(source), bytes(4))
         try:
             sock.sendmsg([QUESTION], [(*SPEC_DST, info)], 0, (HERE, 53))
@@ -97,7 +97,7 @@ def configured(request: int, interface: bytes) -> str:
 def heard(family: int, kind: int, protocol: int, address: tuple[object, ...], words: bytes) -> str:
     """Speak where nobody should be: "ok" when somebody answers; silence is as good as a refusal."""
     with socket.socket(family, kind, protocol) as sock:
-        sock.settimeout(0.2)
+        sock.settimeout(0.15)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         if kind == socket.SOCK_STREAM:
             sock.connect(address)
