@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import statistics
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ringfence.domain.egress import policy_to
-from ringfence.domain.errors import BadRequest
+from ringfence.domain.errors import BadRequest, SandboxRefused
+from ringfence.domain.limits import Limits
+from ringfence.domain.sandbox import new_id
 from ringfence.domain.template import template_from_toml
 from ringfence.network import rules
-from ringfence.templates.catalog import template_fields
+from ringfence.network.network import Network
+from ringfence.runtimes.base import StartSpec
+from ringfence.runtimes.jail.cgroups.detect import detect
+from ringfence.runtimes.oci.carried import Carried
+from ringfence.runtimes.oci.runtime import Oci
+from ringfence.runtimes.oci.versions import choose, installed
+from ringfence.runtimes.wired import Wired
+from ringfence.templates.catalog import Catalog, template_fields
 from tests.network.lab import ALLOWED, FORBIDDEN, METADATA, NAMES, PEER, UPLINK, Lab, needed
 from tests.network.labnode import RUNTIMES, LabNode, need
+from tests.support.subjects import TEMPLATES
 
 GOOD, EVIL = "good.example.com", "evil.example.net"
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
 NO_WAY = ((101, "Network is unreachable"), (113, "No route to host"))  # Linux's and gVisor's word for the same
 WEB = [GOOD, {"domain": GOOD, "protocol": "http"}]
 
@@ -247,3 +260,72 @@ def test_a_peer_by_any_protocol(lab: Lab, node: LabNode, runtime: str) -> None:
     assert f"{PEER} /y" not in said
     node.release(live)
     assert lab.capture.destinations() == {PEER}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_a_start_that_fails_takes_its_wire_along(lab: Lab, runtime: str) -> None:
+    """A guest that refuses its network, after the wire was laid: no wire, no namespace, no descriptor is left."""
+    need(runtime)
+
+    async def refused() -> tuple[set[str], set[str], list[str]]:
+        network = Network(resolvers=((NAMES, 53),))
+        await network.open()
+        tool = choose(runtime, installed())
+        assert tool is not None
+        groups = detect(f"test-{uuid.uuid4().hex[:12]}", root=True)
+        oci = Oci(tool, groups, Carried(TEMPLATES), network=network, fault="network_namespace")
+        await oci._in_thread(oci._carried.tree)
+        before = set(os.listdir("/proc/self/fd"))
+        built = Catalog(TEMPLATES).read("base")
+        spec = StartSpec(new_id("s"), "a", built.template, built.root, built.digest, Limits(), networked=True)
+        with pytest.raises(SandboxRefused, match="network_namespace"):
+            await oci.start(spec)
+        after, wires = set(os.listdir("/proc/self/fd")), list(network._router._slots)
+        await oci.close()
+        return before, after, wires
+
+    before, after, wires = lab.do(refused())
+    assert wires == []
+    assert len(after) <= len(before)
+
+
+def test_one_network_serves_every_runtime_until_the_last_lets_go(lab: Lab) -> None:
+    """The first to close leaves it to the others; who listens by way of several hears everything once."""
+
+    async def shared() -> tuple[list[int], int]:
+        network = Network(resolvers=((NAMES, 53),))
+        runtimes = [Wired(network), Wired(network)]
+        heard: list[str] = []
+
+        def hear(sandbox: str, _: object) -> None:
+            heard.append(sandbox)
+
+        for each in runtimes:
+            each.on_flow(hear)
+        await network.open()
+        gates = []
+        network._heard({"sandbox": "s1"})
+        for each in runtimes:
+            gates.append((await network.status())["gate"])
+            await each.close()
+        gates.append((await network.status())["gate"])
+        return gates, len(heard)
+
+    gates, heard = lab.do(shared())
+    assert gates[0] == gates[1] > 0
+    assert gates[2] == 0
+    assert heard == 1
+
+
+def test_the_root_of_a_container_has_no_power_over_its_network(node: LabNode) -> None:
+    """Its namespace is not its user namespace's: even with every capability of its own it could change nothing."""
+    need("container")
+    live = node.made(WEB, isolation="container")
+    with open(f"/proc/{live.started.pid}/ns/net") as wired, open(f"/proc/{live.started.pid}/ns/user") as user:
+        owner = fcntl.ioctl(wired, NS_GET_USERNS)
+        try:
+            assert os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+            assert not os.path.samestat(os.fstat(owner), os.fstat(user.fileno()))
+        finally:
+            os.close(owner)
+    node.release(live)
