@@ -32,7 +32,6 @@ WHATEVER_THE_RUNTIME = {
     113: "tests/attacks/test_posture.py, on each runtime",
 }
 
-NO_EGRESS = "there is no egress policy yet: nothing outside can be reached at all (row 86 shows it)"
 NO_RUNTIME = "belongs to a runtime that does not exist yet"
 NO_RESTORE = "there are no snapshots yet"
 
@@ -45,12 +44,7 @@ NOT_YET = {
     67: NO_RUNTIME,
     68: NO_RUNTIME,
     69: NO_RUNTIME,
-    80: NO_EGRESS,
     84: "quotas are the api's: its own tests hold them",
-    90: NO_EGRESS,
-    92: NO_EGRESS,
-    99: NO_EGRESS,
-    102: NO_EGRESS,
     111: NO_RESTORE,
     116: "timing between neighbours on one core is documented as a residual risk",
 }

@@ -114,6 +114,16 @@ def test_an_absent_runtime_cannot_be_asked_for() -> None:
         command.columns(OFFERED, {"isolation": "chroot"})
 
 
+def test_what_a_runtime_has_not_is_said_and_not_tried() -> None:
+    """Probes that run as root, or under a policy, where there is neither: skipped by name, each with what it wants."""
+    bare = [wire.Runtime(name="jail", available=True, capabilities={"users": ["user"], "offline": "it needs root"})]
+    names = ["network", "network-root", "egress-floor", "egress-wire-root"]
+    probes, skipped = command.applicable(bare, matrix.Columns(("jail",), {}), [table.named(name) for name in names])
+    assert [probe.name for probe in probes] == ["network"]
+    assert set(skipped) == set(names[1:])
+    assert skipped["egress-floor"] == "a network (it needs root)"
+
+
 def test_auto_is_the_first_runtime() -> None:
     """Without a word the runtime is attacked that a request without a word would get."""
     assert command.columns(OFFERED, {}).runtimes == ("jail",)

@@ -18,9 +18,13 @@ from tests.attacks.rows import CATALOGUE, CONTAINER_ONLY, EVERYWHERE, NOT_YET, W
 MARK = re.compile(r"pytest\.mark\.row\(([0-9, ]+)\)")
 
 
+HERE = Path(__file__).parent
+GROUP_E = HERE.parent / "network" / "test_group_e.py"  # in an internet of its own, on all three runtimes
+
+
 def rows_tested() -> set[int]:
-    """Every row that a test of this package carries."""
-    return {row for file in Path(__file__).parent.glob("test_*.py") for row in marked(file)}
+    """Every row that a test of this package, or one with servers at the far end, carries."""
+    return {row for file in (*HERE.glob("test_*.py"), GROUP_E) for row in marked(file)}
 
 
 def test_every_row_is_tested_or_excused() -> None:
@@ -30,9 +34,9 @@ def test_every_row_is_tested_or_excused() -> None:
 
 
 def test_every_row_of_the_other_runtimes_is_tried_on_them() -> None:
-    """The rows that apply to containers and gVisor are in the matrix, tried through the API, or held elsewhere."""
+    """The rows that apply to containers and gVisor are in the matrix, tried by API or in a lab, or held elsewhere."""
     by_probe = {row for probe in table.PROBES for row in probe.rows}
-    by_api = marked(Path(__file__).parent / "test_runtimes.py")
+    by_api = marked(HERE / "test_runtimes.py") | marked(GROUP_E)
     elsewhere = set(NOT_YET) | set(WHATEVER_THE_RUNTIME)
     assert {row for group in CATALOGUE.values() for row in group} >= EVERYWHERE | CONTAINER_ONLY
     assert set() == EVERYWHERE & CONTAINER_ONLY

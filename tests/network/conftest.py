@@ -14,6 +14,11 @@ settings.register_profile("network", deadline=None)  # a busy machine is no fail
 settings.load_profile("network")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker by which a test says which rows of the catalogue it stands for (tests/attacks/rows.py)."""
+    config.addinivalue_line("markers", "row(*numbers): rows of the catalogue of hostile behaviours")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The host, the internet and the network under test."""
@@ -30,6 +35,7 @@ def _quiet(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     made: Lab = request.getfixturevalue("lab")
     made.capture.clear()
+    made.inner.clear()
     made.events.clear()
     made.names.asked.clear()
     for visits in made.visits.values():

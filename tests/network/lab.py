@@ -226,7 +226,8 @@ class Capture:
 
         def listening() -> socket.socket:
             packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            packets.bind((interface, 3))
+            if interface:  # else every one there is, and will be
+                packets.bind((interface, 3))
             packets.settimeout(0.1)
             return packets
 
@@ -342,6 +343,7 @@ class Lab:
                 self.serve(address, port)
         self.names = self.internet.run(self._name_server)
         self.capture = Capture(self.host, "up0")
+        self.inner = Capture(self.host, "lo")  # what reaches the host's own services, whatever address was meant
         self._loop: asyncio.AbstractEventLoop = self.host.run(asyncio.new_event_loop)
         self._running = self.host.start(self._loop.run_forever)
         self.network = self.do(self._opened())
@@ -410,6 +412,7 @@ class Lab:
         self._running.result(10)
         self.host.run(self._loop.close)
         self.capture.close()
+        self.inner.close()
         for server in self._servers:
             server.shutdown()
             server.server_close()

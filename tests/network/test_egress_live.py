@@ -370,7 +370,14 @@ def test_forged_answers_are_not_believed(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ev\0il.example.com", "GOOD.example.com.evil", "good.example.com\0.evil.net", "xn--.example.com"]
+    "name",
+    [
+        "ev\0il.example.com",
+        "GOOD.example.com.evil",
+        "good.example.com\0.evil.net",
+        "xn--.example.com",
+        "xn--god-rna.example.com",
+    ],
 )
 def test_odd_names_are_refused(lab: Lab, name: str) -> None:
     """Nobody is asked for a name that is none."""

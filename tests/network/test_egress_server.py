@@ -132,14 +132,20 @@ def test_a_sandbox_without_a_network_cannot_get_one(client: Client) -> None:
     assert refused.value.code == "no_network"
 
 
-def test_runtimes_that_cannot_enforce_it_say_so(client: Client) -> None:
-    """A container with a policy is refused with the reason, not run without one."""
-    for runtime in client.runtimes():
-        can = runtime.capabilities.get("offline", "")
-        if runtime.available and can:
+def test_every_runtime_enforces_it_or_says_why_not(client: Client) -> None:
+    """Containers and gVisor as the jail; whoever cannot refuses, with the reason, and runs nothing."""
+    here = {runtime.name: runtime for runtime in client.runtimes() if runtime.available}
+    for name, runtime in here.items():
+        if runtime.capabilities["offline"]:
             with pytest.raises(RingfenceError, match="cannot enforce an egress policy") as refused:
-                client.run("print(1)", isolation=runtime.name, egress=[])
+                client.run("print(1)", isolation=name, egress=[])
             assert refused.value.code == "egress_unsupported"
+        else:
+            run = client.run(ASK, isolation=name, egress=["api.example.com"])
+            assert run.stdout.splitlines()[0].startswith("403 ringfence: denied: ")
+            assert run.stdout.splitlines()[1:] == ["no name", "True"]
+            assert len({told["reason"] for told in denials(client, run.id)}) >= 1
+    assert not here["jail"].capabilities["offline"]
 
 
 def test_the_command_line(server: Served) -> None:

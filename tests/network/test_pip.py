@@ -1,102 +1,116 @@
-"""A real pip, in a sandbox's namespace, against a package index of the test internet's own."""
+"""A real pip inside a real sandbox of every runtime, against a package index of the test internet's own.
+
+Templates have no pip: a program fetches it from the index first, as one would at home with the bundle `pypi`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
-import os
-import subprocess
-import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ringfence.network.network import NAMESERVER
-from tests.network.lab import ALLOWED, FORBIDDEN, NAMES, PEER, Lab, Sandbox, Site, asked, get
+from ringfence.node.live import Live
+from tests.network.lab import ALLOWED, FORBIDDEN, NAMES, PEER, Lab, Site
+from tests.network.labnode import RUNTIMES, LabNode, need
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
-NAME = "hello_ringfence-1.0-py3-none-any.whl"
+PACKAGE = "idna"  # a real one, small, in pure Python, installed here because the SDK needs it
+#: Brings pip, and the certificate of the test's own index, into the sandbox.
+FETCH = """
+open("/tmp/ca.pem", "w").write({certificate!r})
+trusting = ssl.create_default_context(cafile="/tmp/ca.pem")
+with urllib.request.urlopen("https://files.pythonhosted.org/pip.zip", timeout=20, context=trusting) as answer:
+    open("/tmp/pip.zip", "wb").write(answer.read())
+print("fetched")
+"""
+INSTALL = """
+import subprocess
+words = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--retries", "0", "--target", "/tmp/site"]
+began = time.monotonic()
+done = subprocess.run(["python3", "/tmp/pip.zip/pip", "--cert", "/tmp/ca.pem", "install", *words, "idna"],
+                      capture_output=True, text=True, env={"HOME": "/tmp", "PATH": "/usr/bin:/bin"})
+print(done.returncode, round(time.monotonic() - began, 1), done.stderr[-1500:])
+"""
+USE = "import sys; sys.path.insert(0, '/tmp/site'); import idna; print(idna.__file__, idna.encode('bücher.example'))"
 
 
-def wheel() -> bytes:
-    """A package of one module."""
+def zipped(package: str) -> bytes:
+    """An installed package as a file, with all that its installer needs to know of it."""
     data = io.BytesIO()
+    found = importlib.metadata.distribution(package)
     with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("hello_ringfence.py", "GREETING = 'hello'\n")
-        info = "hello_ringfence-1.0.dist-info"
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: hello-ringfence\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
+        for file in found.files or ():
+            if ".." not in file.parts and file.suffix != ".pyc" and file.name not in {"INSTALLER", "REQUESTED"}:
+                archive.write(str(file.locate()), str(file))
     return data.getvalue()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def node(lab: Lab) -> Iterator[LabNode]:
+    """One with every runtime."""
+    need("jail")
+    made = LabNode(lab)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
 def index(lab: Lab) -> Iterator[None]:
     """pypi.org and files.pythonhosted.org, each at an address of its own."""
-    package = wheel()
-    link = f"https://files.pythonhosted.org/{NAME}#sha256={hashlib.sha256(package).hexdigest()}"
-    Site.pages["/simple/hello-ringfence/"] = f'<!DOCTYPE html><a href="{link}">{NAME}</a>'.encode()
-    Site.pages[f"/{NAME}"] = package
+    wheel = f"{PACKAGE}-{importlib.metadata.version(PACKAGE)}-py3-none-any.whl"
+    package = zipped(PACKAGE)
+    link = f"https://files.pythonhosted.org/{wheel}#sha256={hashlib.sha256(package).hexdigest()}"
+    Site.pages[f"/simple/{PACKAGE}/"] = f'<!DOCTYPE html><a href="{link}">{wheel}</a>'.encode()
+    Site.pages[f"/{wheel}"] = package
+    Site.pages["/pip.zip"] = zipped("pip")
     lab.names.table |= {"pypi.org": [[ALLOWED]], "files.pythonhosted.org": [[PEER]]}
     yield
     Site.pages.clear()
 
 
-def pip(lab: Lab, sandbox: Sandbox, target: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """`pip install` as usual, but for the test's own certificate; and how long it took."""
-    words = ["install", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--retries", "0", "--isolated"]
-    argv = [
-        sys.executable,
-        "-m",
-        "pip",
-        *words,
-        "--cert",
-        str(lab.certificate),
-        "--target",
-        str(target),
-        "hello-ringfence",
-    ]
-    env = {"PATH": os.environ["PATH"], "HOME": str(target), "PIP_CONFIG_FILE": os.devnull}
-    # With the resolver that a sandbox finds; the host's own file may name its loopback.
-    resolver = target.parent / f"{target.name}.resolv.conf"
-    resolver.write_text(NAMESERVER)
-    mounted = ["unshare", "-m", "sh", "-c", f'mount --bind {resolver} /etc/resolv.conf && exec "$@"', "sh"]
-    began = time.monotonic()
-    done = sandbox.space.run(
-        lambda: subprocess.run([*mounted, *argv], env=env, capture_output=True, text=True, timeout=55, check=False)
-    )
-    return done, time.monotonic() - began
+@pytest.fixture(params=RUNTIMES)
+def live(node: LabNode, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Live]:
+    """A sandbox that may reach the index and has fetched pip from it."""
+    need(request.param)
+    made = node.made({"bundles": ["pypi"]}, isolation=request.param)
+    fetch = FETCH.format(certificate=Path(lab.certificate).read_text())
+    assert node.python(made, fetch) == "fetched"
+    yield made
+    node.release(made)
 
 
-@pytest.mark.usefixtures("index")
-def test_the_bundle_installs_a_package_and_nothing_else_is_reached(lab: Lab, tmp_path: Path) -> None:
+def test_the_bundle_installs_a_package_and_nothing_else_is_reached(lab: Lab, node: LabNode, live: Live) -> None:
     """Index and files, over TLS, by their names; the uplink saw those two and the resolver."""
-    sandbox = lab.sandbox("pip", {"bundles": ["pypi"]})
-    done, _ = pip(lab, sandbox, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "hello_ringfence.py").exists()
-    with sandbox.connection(FORBIDDEN, 80) as connection:
-        assert b"403" in asked(connection, get("evil.example.net"))
+    said = node.python(live, INSTALL)
+    assert said.startswith("0 "), said
+    assert node.python(live, USE) == "/tmp/site/idna/__init__.py b'xn--bcher-kva.example'"
+    for place in ("http://evil.example.net/", f"http://{FORBIDDEN}/", "http://pypi.org/", f"http://{ALLOWED}:8080/"):
+        assert node.python(live, f"print(fetch('{place}')[:9])") in {"URLError", "403 ringf"}, place
     assert lab.capture.destinations() == {NAMES, ALLOWED, PEER}
-    assert {event["name"] for event in lab.told(sandbox="pip", verdict="allowed")} == {
-        "pypi.org",
-        "files.pythonhosted.org",
-    }
+    assert set(lab.names.asked) == {"pypi.org", "files.pythonhosted.org"}
+    assert {event["name"] for event in node.told(live, "egress.allowed")} == {"pypi.org", "files.pythonhosted.org"}
 
 
-@pytest.mark.usefixtures("index")
-def test_without_the_bundle_it_fails_soon_and_says_why(lab: Lab, tmp_path: Path) -> None:
+def test_without_the_bundle_it_fails_soon_and_says_why(lab: Lab, node: LabNode, live: Live) -> None:
     """pip hears that there is no such index; its owner hears that it is not on the list; nobody was asked."""
-    sandbox = lab.sandbox("nopip", ["api.example.com"])
-    done, took = pip(lab, sandbox, tmp_path)
-    assert done.returncode != 0
-    assert "No matching distribution" in done.stderr
-    assert took < 10  # nearly all of it pip's own start
-    assert lab.capture.destinations() == set()
-    denied = lab.told(sandbox="nopip", verdict="denied")
+    node.allow(live, ["api.example.com"])
+    lab.capture.clear()
+    lab.names.asked.clear()
+    code, took, reason = node.python(live, INSTALL).split(maxsplit=2)
+    assert code == "1"
+    assert "No matching distribution" in reason
+    assert float(took) < 30  # nearly all of it pip's own start
+    began = node.python(live, "t = time.monotonic(); print(fetch('https://pypi.org/'), time.monotonic() - t < 1)")
+    assert "resolution" in began
+    assert began.endswith("True")
+    assert FORBIDDEN not in lab.capture.destinations()
+    assert lab.names.asked == []
+    denied = node.told(live, "egress.denied")
     assert denied[0]["name"] == "pypi.org"
     assert denied[0]["reason"] == "the name is not on this sandbox's list"

@@ -99,9 +99,13 @@ class Node:
 
     # -- programs -------------------------------------------------------------------------------------------
 
-    def claim(self, template: str = "base", limits: Limits | None = None, *, lone: bool = False) -> Live:
+    def claim(
+        self, template: str = "base", limits: Limits | None = None, *, lone: bool = False, egress: object = None
+    ) -> Live:
         """A sandbox of the test tenant's, to stay or for a lone run."""
         ask = {"tenant": "attacker", "template": template, "wait_seconds": 60, "lone": lone}
+        if egress is not None:
+            ask["egress"] = egress
         return self.do(self.supervisor.claim(ask, limits or Limits(), 600, one_shot=lone))[0]
 
     def release(self, live: Live) -> None:
@@ -130,7 +134,8 @@ class Node:
     def run(self, probe: Probe, facts: Mapping[str, Any]) -> Ran:
         """See ringfence.attack.target.Target."""
         try:
-            live = self.claim(probe.template, limits_from(dict(probe.limits), Limits()))
+            egress = probe.egress(facts) if probe.egress is not None else None
+            live = self.claim(probe.template, limits_from(dict(probe.limits), Limits()), egress=egress)
         except RingfenceError as error:
             return Ran("refused", refused=f"{error.code}: {error.cause}")
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +68,32 @@ def test_every_namespace_is_new() -> None:
     """All seven, and none is joined by its path."""
     assert [row["type"] for row in made()["linux"]["namespaces"]] == list(bundle.NAMESPACES)
     assert all(set(row) == {"type"} for row in made()["linux"]["namespaces"])
+
+
+def test_the_hosts_network_is_refused_by_the_launcher() -> None:
+    """Were it ever handed the node's own namespace, there would be no sandbox."""
+    code = (
+        "import os; from ringfence.runtimes.oci import launcher\n"
+        "os.dup2(os.open('/proc/self/ns/net', os.O_RDONLY), launcher.NAMESPACE_FD); launcher.network('/nonexistent')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "OSError: [Errno 0] the sandbox would share the host's network" in done.stderr
+
+
+@KERNELS
+@pytest.mark.parametrize("tool", ["runc", "crun", "runsc"])
+def test_the_network_is_new_or_the_one_with_the_wire(kernel: str, tool: str) -> None:
+    """Without a policy the tool makes an empty one, with one it is told where ours is; the host's is never meant."""
+    for networked, path in ((False, None), (True, bundle.WIRED)):
+        shape = bundle.Shape(kernel, 0, tool, networked=networked)
+        kinds = {each["type"]: each.get("path") for each in bundle.config(BASE, Limits(), shape)["linux"]["namespaces"]}
+        assert kinds.pop("network") == path
+        assert set(kinds.values()) == {None}
+        words = bundle.command(shape, f"/usr/bin/{tool}", "s" + "a" * 26)
+        assert "host" not in words
+        if tool == "runsc":
+            assert words[words.index("-network") + 1] == ("sandbox" if networked else "none")
+            assert "-net-raw=false" in words
 
 
 @KERNELS

@@ -127,17 +127,22 @@ def columns(offered: Sequence[wire.Runtime], options: Mapping[str, Any]) -> Colu
     return Columns((wanted if wanted != AUTO else next(iter(present), AUTO),), {})
 
 
-def _applicable(
+def applicable(
     offered: Sequence[wire.Runtime], columns: Columns, probes: Sequence[Probe]
-) -> tuple[list[Probe], list[str]]:
-    """The probes that can be tried here, and the names of those that need a user not every runtime offers."""
+) -> tuple[list[Probe], dict[str, str]]:
+    """The probes that can be tried here; for each of the others what not every attacked runtime has for it."""
     attacked = [found for found in offered if found.name in columns.runtimes]
     users = set.intersection(*(set(found.capabilities.get("users", ())) for found in attacked)) if attacked else set()
-    skipped = [probe.name for probe in probes if probe.user not in users]
-    return [probe for probe in probes if probe.user in users], skipped
+    offline = next((why for found in attacked if (why := found.capabilities.get("offline", ""))), "")
+    skipped = {probe.name: f"the user {probe.user}" for probe in probes if probe.user not in users}
+    if offline:
+        skipped |= {probe.name: f"a network ({offline})" for probe in probes if probe.egress is not None}
+    return [probe for probe in probes if probe.name not in skipped], skipped
 
 
-def _summary(columns: Columns, rows: Sequence[Row], skipped: Sequence[str], seconds: float, as_json: bool) -> None:
+def _summary(
+    columns: Columns, rows: Sequence[Row], skipped: Mapping[str, str], seconds: float, *, as_json: bool
+) -> None:
     results = [result for row in rows for result in row]
     many = len(columns.runtimes) > 1
     breaches = [f"{one.name} on {one.runtime}" if many else one.name for one in results if not one.held]
@@ -149,8 +154,9 @@ def _summary(columns: Columns, rows: Sequence[Row], skipped: Sequence[str], seco
         sys.stderr.write(f"differs on {reason}\n")
     for name, why in columns.absent.items():
         sys.stderr.write(f"not attacked: {name}, for {why}\n")
-    if skipped:
-        sys.stderr.write(f"not tried, for want of the user they run as: {', '.join(skipped)}\n")
+    for want in dict.fromkeys(skipped.values()):
+        names = ", ".join(name for name, why in skipped.items() if why == want)
+        sys.stderr.write(f"not tried, for want of {want}: {names}\n")
     sys.stderr.write(f"{len(results) - len(breaches)} of {len(results)} held, in {seconds:.0f} s\n")
     if breaches:
         sys.stderr.write(f"breached: {', '.join(breaches)}\n")
@@ -178,10 +184,10 @@ def main(options: Mapping[str, Any]) -> int:
     with _client(options.get("url"), options.get("state")) as client:
         offered = client.runtimes()
         meant = columns(offered, options)
-        probes, skipped = _applicable(offered, meant, probes)
+        probes, skipped = applicable(offered, meant, probes)
         tell = (lambda _: None) if as_json else printer(meant, paint)
         rows = attacked(client, meant, probes, tell)
-    _summary(meant, rows, skipped, time.monotonic() - begun, as_json)
+    _summary(meant, rows, skipped, time.monotonic() - begun, as_json=as_json)
     if options.get("save"):
         Path(options["save"]).write_text(markdown(meant, rows, str(options["save"])))
     return ALL_HELD if all(result.held for row in rows for result in row) else SOME_BREACHED

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from ringfence import wire
 from ringfence.attack.observation import Ran
 from ringfence.attack.table import Probe
 from ringfence.attack.target import ASKED, NEIGHBOUR, answer_is_right, environment, last_report
@@ -37,6 +38,8 @@ class OverHttp:
             "timeout": probe.timeout,
             "collect": list(probe.collect),
         }
+        if probe.egress is not None:
+            options["egress"] = cast("wire.Egress", probe.egress(facts))
         begun = time.monotonic()
         deadline = probe.timeout + PATIENCE
         try:

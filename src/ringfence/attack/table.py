@@ -6,7 +6,7 @@ Adding an attack is one program under probes/ and one entry here; `ringfence att
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Probe:
     together: int = 1  # how many of them at a time
     collect: tuple[str, ...] = ()
     argv: bool = False  # started as a fresh `python3` rather than in the warm interpreter
+    egress: Callable[[Mapping[str, Any]], object] | None = None  # the policy it runs under, by what it is told
 
     @property
     def program(self) -> str:
@@ -58,6 +59,21 @@ _OPEN_FAMILIES: Final = frozenset(
     | {"socket 16 RAW", "socket 16 DGRAM", "netlink 0", "socketpair 1"}
 )
 _NO_FAMILY: Final = ("EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "EINVAL")
+
+
+def _every_address(facts: Mapping[str, Any]) -> object:
+    """All that a policy can allow: what is refused under this one is refused under any."""
+    return [{"cidr": "0.0.0.0/0", "ports": sorted({1, 22, 80, 123, 443, 8642, *facts.get("tcp_ports", [])})}]
+
+
+def _one_name(_: Mapping[str, Any]) -> object:
+    """A name that cannot exist; nothing that the program asks for is on this list."""
+    return ["allowed.example", {"domain": "allowed.example", "protocol": "http"}]
+
+
+def _nothing(_: Mapping[str, Any]) -> object:
+    """A wire, and nothing to reach by it."""
+    return []
 
 
 def _memory(way: str, tries: str, most: int = 64 * MIB) -> Probe:
@@ -272,6 +288,25 @@ NETWORK: Final = (
     Probe(
         "network-root", (86, 87, 88, 89, 94, 96, 97), Class.EXFIL, "The same as the sandbox's own root.",
         "network", j.empty("found", least=60), ("network_namespace",), user="root", timeout=90,
+    ),
+    Probe(
+        "egress-floor", (86, 87, 88), Class.EXFIL,
+        "With a policy for every address: reach metadata services, the host, private ranges and neighbours.",
+        "egress", j.empty("found", least=70), facts={"way": "floor"}, egress=_every_address, timeout=120,
+    ),
+    Probe(
+        "egress-names", (89, 90), Class.EXFIL,
+        "With a policy for one name: smuggle data in names, and pass other names off as that one.",
+        "egress", j.empty("found", least=100), facts={"way": "names"}, egress=_one_name, timeout=120,
+    ),
+    Probe(
+        "egress-wire", (88, 94, 97), Class.LATERAL,
+        "With a wire: forge packets, change interface, routes or resolver, speak IPv6, find neighbours.",
+        "wire", j.empty("found", least=100), egress=_nothing, timeout=120,
+    ),
+    Probe(
+        "egress-wire-root", (88, 94, 97), Class.LATERAL, "The same as the sandbox's own root.",
+        "wire", j.empty("found", least=100), egress=_nothing, user="root", timeout=120,
     ),
 )  # fmt: skip
 

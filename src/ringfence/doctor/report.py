@@ -87,6 +87,10 @@ def _show_runtime(page: Page, runtime: Mapping[str, Any]) -> None:
             page.line("missing", RED, f"{layer['name']}: {layer['reason']}")
     if runtime["usable"]:
         page.line("ok", GREEN, "a sandbox was started and ended")
+        if runtime["offline"]:
+            page.line("absent", YELLOW, f"egress policies: {runtime['offline']}")
+        else:
+            page.line("ok", GREEN, "egress policies: one with a wire to the gate, too")
     else:
         mark, paint = ("failed", RED) if runtime["usable"] is False else ("untried", YELLOW)
         page.line(mark, paint, runtime["trouble"])

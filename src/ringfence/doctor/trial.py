@@ -27,7 +27,7 @@ SECONDS: Final = 90.0
 
 
 async def attempt(templates: Path) -> list[dict[str, Any]]:
-    """What each runtime says of itself here, and whether one sandbox became ready; the absent ones with the reason."""
+    """What each runtime says of itself, whether sandboxes became ready, one with a wire; the absent with the reason."""
     here = runtimes(f"doctor{os.getpid()}", templates)
     answers = []
     for runtime in here.present:
@@ -43,7 +43,11 @@ async def attempt(templates: Path) -> list[dict[str, Any]]:
 def blank(name: str) -> dict[str, Any]:
     """What is said of a runtime of which nothing is known yet."""
     unknown: dict[str, Any] = {"name": name, "isolation": "", "layers": [], "limits_by": "", "users": []}
-    return unknown | {"tried": False, "usable": False, "trouble": "", "fix": "", "warning": "", "absent": False}
+    return (
+        unknown
+        | {"tried": False, "usable": False, "trouble": "", "fix": "", "warning": "", "absent": False}
+        | {"offline": ""}
+    )
 
 
 async def _described(runtime: Runtime, templates: Path) -> dict[str, Any]:
@@ -54,16 +58,20 @@ async def _described(runtime: Runtime, templates: Path) -> dict[str, Any]:
         "limits_by": can.limits_by,
         "users": sorted(can.users),
     }
-    return blank(runtime.name) | known | await _started(runtime, templates)
+    started = await _started(runtime, templates, networked=False)
+    wired = {"trouble": can.offline}
+    if started["usable"] and not can.offline:
+        wired = await _started(runtime, templates, networked=True)
+    return blank(runtime.name) | known | started | {"offline": wired["trouble"]}
 
 
-async def _started(runtime: Runtime, templates: Path) -> dict[str, Any]:
+async def _started(runtime: Runtime, templates: Path, *, networked: bool) -> dict[str, Any]:
     try:
         built = Catalog(templates).read(TEMPLATE)
     except RingfenceError as error:
         return {"tried": False, "usable": None, "trouble": error.cause, "fix": error.remediation}
     try:
-        spec = StartSpec(new_id("s"), "doctor", built.template, built.root, built.digest, Limits())
+        spec = StartSpec(new_id("s"), "doctor", built.template, built.root, built.digest, Limits(), networked=networked)
         started = await runtime.start(spec)
         await runtime.stop(started.id)
     except RingfenceError as error:

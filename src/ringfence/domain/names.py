@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from encodings import punycode  # by name: in the gate, whose root is empty, no codec can be looked up any more
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -39,8 +40,8 @@ def _characters(text: str) -> None:
 def _encoded(label: str) -> None:
     """An xn-- label must be the one encoding of something, and not of letters that pass for others."""
     try:
-        plain = label[4:].encode("ascii").decode("punycode")
-        same = plain.encode("punycode").decode("ascii") == label[4:]
+        plain = punycode.punycode_decode(label[4:], "strict")
+        same = punycode.punycode_encode(plain).decode("ascii") == label[4:]
     except (UnicodeError, ValueError):
         raise BadName(f"has a label that is no valid punycode: {label:.63}") from None
     if not same or plain.isascii():

@@ -40,10 +40,17 @@ class Network:
         self._listeners: list[Callable[[Event], None]] = []
         self._opening = asyncio.Lock()
         self._is_open = False
+        self._holders = 0
+
+    def held(self) -> Network:
+        """Itself, for one more holder: close() ends it when the last of them lets go."""
+        self._holders += 1
+        return self
 
     def on_event(self, heard: Callable[[Event], None]) -> None:
-        """Call back with every event from now on."""
-        self._listeners.append(heard)
+        """Call back with every event from now on; once, however often the same listener is named."""
+        if heard not in self._listeners:
+            self._listeners.append(heard)
 
     def _heard(self, event: Event) -> None:
         for listener in self._listeners:
@@ -80,6 +87,24 @@ class Network:
         finally:
             os.close(namespace)
 
+    async def namespace(self, sandbox_id: str) -> int:
+        """A descriptor of a new namespace with its wire laid, for a tool that is told where to put a sandbox.
+
+        Until set() nothing can be reached by it. The caller closes it. Raises SandboxRefused; then there is none.
+        """
+        if not self._is_open:
+            await self.open()
+        try:
+            namespace = await self._router.namespace()
+        except OSError as error:
+            raise SandboxRefused(f"no network namespace can be made: {error}", code="no_network") from None
+        try:
+            await self._router.attach(sandbox_id, namespace)
+        except BaseException:
+            os.close(namespace)
+            raise
+        return namespace
+
     async def set(self, sandbox_id: str, policy: Policy) -> None:
         """Put a policy in force, also over a former one, whose connections are cut. Raises PlatformFault."""
         address = self._router.address_of(sandbox_id)
@@ -101,9 +126,10 @@ class Network:
         return {"gate": self._keeper.pid, "gate_deaths": self._keeper.deaths, "dropped": await self._router.counts()}
 
     async def close(self) -> None:
-        """End the gate and let go of every wire."""
+        """End the gate and let go of every wire, unless somebody else still holds it."""
+        self._holders -= 1
         async with self._opening:
-            if self._is_open:
+            if self._is_open and self._holders <= 0:
                 self._is_open = False
                 await self._keeper.close()
                 await self._router.close()

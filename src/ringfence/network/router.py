@@ -34,8 +34,10 @@ MOST_AT_ONCE: Final = 128  # wires taken away together
 HARDWARE: Final = bytes.fromhex("02ffffff0001"), bytes.fromhex("02ffffff0002")  # of every router and every sandbox
 _CLONE_NEWNET: Final = 0x4000_0000
 # Belt to the rules' braces: nothing is forwarded, nobody answers for others, no address by hearsay.
+# And a refused datagram is always told of: the rules bound how often, for all sandboxes together.
 SETTINGS: Final = (
     ("ipv4/ip_forward", "0"),
+    ("ipv4/icmp_ratelimit", "0"),
     *((f"ipv4/conf/{which}/{name}", value) for which in ("all", "default") for name, value in (
         ("rp_filter", "1"), ("accept_redirects", "0"), ("send_redirects", "0"), ("accept_source_route", "0"),
         ("proxy_arp", "0"), ("route_localnet", "0"), ("forwarding", "0"),
@@ -46,6 +48,8 @@ NO_IPV6: Final = tuple((f"ipv6/conf/{which}/{name}", value) for which in ("all",
 ))  # fmt: skip
 # The loopback keeps ::1, which programs expect.
 QUIET: Final = tuple((path, value) for path, value in NO_IPV6 if "/default/" in path)
+# In a namespace that we make for a sandbox: port 80 is its programs' own, as it is where the sandbox makes it itself.
+OWN_PORTS: Final = (("ipv4/ip_unprivileged_port_start", "0"),)
 _setns: Final = ctypes.CDLL(None, use_errno=True).setns
 T = TypeVar("T")
 
@@ -139,6 +143,29 @@ class Router:
         slot = self._slots.get(sandbox_id)
         return rules.GATEWAY + 1 + slot if slot is not None else None
 
+    async def namespace(self) -> int:
+        """A descriptor of a new network namespace with a loopback in it, for a sandbox that is made elsewhere.
+
+        It belongs to the host's user namespace: no root inside can change a wire, a route or a setting of it.
+        Raises OSError; the caller closes what it gets.
+        """
+        making = asyncio.get_running_loop().run_in_executor(self._thread, self._new)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_unwanted)
+            raise
+
+    def _new(self) -> int:
+        try:
+            sc.execute(sc.call("unshare", _CLONE_NEWNET))
+            _set(OWN_PORTS)
+            with netlink.Netlink() as inside:
+                inside.do([netlink.up(LOOPBACK)])
+            return namespace_of("thread-self")
+        finally:
+            enter(self._home)
+
     async def attach(self, sandbox_id: str, namespace_fd: int) -> IPv4Address:
         """Lay a wire into a sandbox's network namespace. Nothing can be reached by it before the gate is told.
 
@@ -227,6 +254,11 @@ class Router:
             os.close(self._home)
             self._home = -1
         self._slots.clear()
+
+
+def _unwanted(made: asyncio.Future[int]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        os.close(made.result())
 
 
 def _listening() -> Doors:

@@ -43,7 +43,7 @@ table inet ringfence {{
     fib daddr type {{ broadcast, multicast, anycast }} counter name wide drop
     meta l4proto tcp accept
     udp dport 53 accept
-    meta l4proto udp counter name datagrams reject with icmpx type admin-prohibited
+    meta l4proto udp counter name datagrams reject with icmpx type port-unreachable
     meta l4proto icmp counter name pings drop
     counter name unknown drop
   }}
@@ -81,7 +81,7 @@ counter name crowded reject with tcp reset
   chain leave {{
     type filter hook output priority filter; policy drop;
     ct state established,related accept
-    icmp type destination-unreachable limit rate 1000/second accept
+    icmp type destination-unreachable limit rate 1000/second burst 1000 packets accept
     meta l4proto tcp tcp flags & rst == rst accept
   }}
 }}

@@ -33,8 +33,8 @@ def runtimes(instance: str, templates: Path, *, floor: Floor = DEFAULT_FLOOR, re
     """Open every runtime. Needs a running loop.
 
     Each has groups of its own, named after `instance`, so that each clears up what is its own. Asks every container
-    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told. A
-    network is opened when the first sandbox needs it.
+    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told. All
+    share one network, opened when the first sandbox needs it.
     """
     privileged = os.geteuid() == 0
     servers = tuple((address, 53) for address in resolvers)
@@ -49,7 +49,8 @@ def runtimes(instance: str, templates: Path, *, floor: Floor = DEFAULT_FLOOR, re
         if tool is None:
             absent[name] = lacking(name, tools)
             continue
-        present.append(Oci(tool, detect(f"{instance}-{name}", root=True), Carried(templates)))
+        groups = detect(f"{instance}-{name}", root=True)
+        present.append(Oci(tool, groups, Carried(templates), network=network))
         if tool.warning:
             warnings[name] = tool.warning
     return Here(tuple(present), absent, warnings)

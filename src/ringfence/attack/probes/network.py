@@ -1,7 +1,6 @@
 # ruff: noqa: S108 - unsafe on purpose: it runs inside a sandbox
 """Reach anything that is not ourselves: interfaces, routes, the host, metadata services, a resolver, Unix sockets."""
 
-import array
 import contextlib
 import ctypes
 import os
@@ -9,7 +8,7 @@ import socket
 import stat
 import struct
 
-from ringfence.attack.probes.prelude import attempt, call, facts, in_child, name_of, say, text_of
+from ringfence.attack.probes.prelude import attempt, call, facts, in_child, name_of, rewired, say, text_of
 
 METADATA = ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "192.0.0.192"]
 METADATA6 = ["fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
@@ -91,41 +90,11 @@ def routes() -> list[str]:
     return sorted({name for name in four + six if name and name != "lo"})
 
 
-def request(kind: int, flags: int, body: bytes) -> str:
-    """One routing-netlink request; "ok" when the kernel acknowledges it."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
-        sock.settimeout(1)
-        sock.send(struct.pack("IHHII", 16 + len(body), kind, flags | 5, 1, 0) + body)
-        answer = sock.recv(8192)
-    kind_back, error = struct.unpack_from("H", answer, 4)[0], struct.unpack_from("i", answer, 16)[0]
-    return "ok" if kind_back == 2 and error == 0 else name_of(-error)
-
-
 def flags_of_lo() -> str:
     """Take an interface up and down with the old ioctl."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         data = ctypes.create_string_buffer(struct.pack("16sh22x", b"lo", 0), 40)
         return call(16, sock.fileno(), 0x8914, ctypes.addressof(data))
-
-
-def rewire() -> dict[str, str]:
-    """Change the network: a new link, an address, a route, a rule, an interface's flags."""
-    link = struct.pack("BxHiII", 0, 0, 0, 1, 1) + attribute(3, b"probe0\0") + attribute(18, attribute(1, b"dummy"))
-    address = struct.pack("BBBBI", 2, 24, 0, 0, 1) + attribute(2, bytes([10, 9, 8, 7]))
-    route = struct.pack("BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0) + attribute(4, array.array("I", [1]).tobytes())
-    rule = struct.pack("BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 1, 0)
-    return {
-        "add a link": in_child(request, 16, 0x600, link),
-        "add an address": in_child(request, 20, 0x600, address),
-        "add a route": in_child(request, 24, 0x600, route),
-        "add a rule": in_child(request, 32, 0x600, rule),
-        "set an interface's flags": in_child(flags_of_lo),
-    }
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """One netlink attribute, padded."""
-    return struct.pack("HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def own_server() -> str:
@@ -143,7 +112,7 @@ def by_name() -> dict[str, str]:
 
 
 tries = reached() | unix()
-changed = rewire()
+changed = {**rewired(1), "set an interface's flags": in_child(flags_of_lo)}
 names = by_name()
 say(
     found=[f"reached {name}" for name, how in tries.items() if how in {"ok", "timed out"}]

@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -82,3 +84,35 @@ def text_of(path: str, most: int = 1 << 20) -> str:
             return file.read(most).decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One netlink attribute, padded."""
+    return struct.pack("HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def routing(kind: int, flags: int, body: bytes) -> str:
+    """One routing-netlink request; "ok" when the kernel acknowledges it."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.settimeout(1)
+        sock.send(struct.pack("IHHII", 16 + len(body), kind, flags | 5, 1, 0) + body)
+        answer = sock.recv(8192)
+    kind_back, error = struct.unpack_from("H", answer, 4)[0], struct.unpack_from("i", answer, 16)[0]
+    return "ok" if kind_back == 2 and error == 0 else name_of(-error)
+
+
+def rewired(interface: int) -> dict[str, str]:
+    """Change the network by routing netlink: a new link, an address, a route, a rule, taking an interface away."""
+    link = struct.pack("BxHiII", 0, 0, 0, 1, 1) + attribute(3, b"probe0\0") + attribute(18, attribute(1, b"dummy"))
+    address = struct.pack("BBBBI", 2, 24, 0, 0, interface) + attribute(2, bytes([10, 9, 8, 7]))
+    route = struct.pack("BBBBBBBBI", 2, 0, 0, 0, 254, 3, 0, 1, 0) + attribute(4, struct.pack("I", interface))
+    rule = struct.pack("BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 1, 0)
+    down = struct.pack("BxHiII", 0, 0, interface, 0, 1)
+    return {
+        "add a link": in_child(routing, 16, 0x600, link),
+        "add an address": in_child(routing, 20, 0x600, address),
+        "add a route": in_child(routing, 24, 0x600, route),
+        "add a rule": in_child(routing, 32, 0x600, rule),
+        "switch an interface off": in_child(routing, 16, 0, down),
+        "remove an interface": in_child(routing, 17, 0, down),
+    }

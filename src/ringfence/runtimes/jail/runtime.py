@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from ringfence.domain.egress import Policy
-from ringfence.domain.errors import PlatformFault, SandboxRefused
+from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import SLOT_SIZE, Plan, plan_to
-from ringfence.network.network import NAMESERVER, Network, lacking
+from ringfence.network.network import NAMESERVER, Network
 from ringfence.runtimes import environment
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.grouped import GOVERN_AFTER, Grouped
@@ -32,6 +32,7 @@ from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 from ringfence.runtimes.ready import ready
+from ringfence.runtimes.wired import Wired
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
@@ -150,9 +151,7 @@ class Jail:
         self._privileged = privileged
         self._without = without
         self._fault = fault
-        self._network = network
-        without_one = "this node was started without a network for sandboxes" if network is None else ""
-        self._offline = lacking() or without_one
+        self._wired = Wired(network)
         self._seccomp = base64.b64encode(compile_filter()).decode()
         self._zygotes: dict[ZygoteKey, Zygote] = {}
         self._young: set[Zygote] = set()  # not ready yet
@@ -185,7 +184,7 @@ class Jail:
             enforces=self._groups.enforces,
             limits_by=self._groups.kind,
             lone=True,
-            offline=self._offline,
+            offline=self._wired.offline,
         )
 
     def layers(self) -> list[Layer]:
@@ -226,7 +225,7 @@ class Jail:
             # It waits for our word: nothing of it runs before it is in its group.
             await self._joining.do(lambda: self._into_group(spec.id, pid, limits))
             if spec.networked:
-                await self._wired(spec.id, pid)
+                await self._wired.lay(spec.id, pid)
             ends.give()
             ends.host.send(b"G")
             async with asyncio.timeout(READY_SECONDS):
@@ -243,22 +242,13 @@ class Jail:
         self._live[spec.id] = jailed
         return jailed
 
-    async def _wired(self, sandbox_id: str, pid: int) -> None:
-        """Lay its wire before it runs: it never knows its namespace otherwise."""
-        if self._network is None:
-            raise SandboxRefused("this node has no network for sandboxes", code="no_network")
-        await self._network.attach(sandbox_id, pid)
-
     async def allow(self, sandbox_id: str, policy: Policy) -> None:
         """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
-        if self._network is None:
-            raise PlatformFault("this node has no network for sandboxes", code="no_network")
-        await self._network.set(sandbox_id, policy)
+        await self._wired.allow(sandbox_id, policy)
 
     def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
         """Tell of every connection and question."""
-        if self._network is not None:
-            self._network.on_event(lambda event: heard(event["sandbox"], event))
+        self._wired.on_flow(heard)
 
     def _into_group(self, sandbox_id: str, pid: int, limits: Limits) -> None:
         self._groups.create(sandbox_id, limits)
@@ -353,8 +343,7 @@ class Jail:
 
     async def _clear(self, sandbox_id: str, fork: Fork | None, slot: int, zygote: Zygote) -> None:
         try:
-            if self._network is not None:
-                await self._network.detach(sandbox_id)  # first: what is about to end talks to nobody any more
+            await self._wired.cut(sandbox_id)  # first: what is about to end talks to nobody any more
         finally:
             await self._end(sandbox_id, fork, slot, zygote)
 
@@ -403,8 +392,7 @@ class Jail:
         """Stop every sandbox, then every zygote, then give the groups' parents back."""
         for sandbox_id in list(self._live):
             await self.stop(sandbox_id)
-        if self._network is not None:
-            await self._network.close()
+        await self._wired.close()
         for zygote in self._zygotes.values():
             zygote.kill()
             await self._end_zygote(zygote)

@@ -18,6 +18,7 @@ from ringfence.runtimes.environment import BASE
 PYTHON: Final = "/usr/bin/python3"
 ROOT: Final = "/root"  # where the launcher assembles the template's files, as the tool sees it
 CARRIED: Final = "/carried"  # and our own
+WIRED: Final = "/wired"  # a network namespace with a wire in it; the tool itself is not in there
 #: Uids for these sandboxes begin where the jail's last block ends; up to nobody's, which is never given away.
 UID_FLOOR: Final = 0xFF80_0000
 UID_CEILING: Final = 0xFFFF_0000
@@ -55,6 +56,7 @@ class Shape:
     slot: int
     tool: str = "runc"
     without: frozenset[str] = frozenset()
+    networked: bool = False
 
     @property
     def uid_base(self) -> int:
@@ -72,12 +74,19 @@ def config(template: Template, limits: Limits, shape: Shape) -> dict[str, Any]:
         "hostname": "sandbox",
         "mounts": _mounts(shape.kernel),
         "linux": {
-            "namespaces": [{"type": kind} for kind in NAMESPACES if shape.kernel == PLAIN or kind != "cgroup"],
+            "namespaces": _namespaces(shape),
             "uidMappings": ids,
             "gidMappings": ids,
             "rootfsPropagation": "private",
         },
     }
+
+
+def _namespaces(shape: Shape) -> list[dict[str, str]]:
+    """All are the tool's to make, but a network namespace with a wire. Without a path none is ever the host's."""
+    kinds = [kind for kind in NAMESPACES if shape.kernel == PLAIN or kind != "cgroup"]
+    wired = {"path": WIRED} if shape.networked else {}
+    return [{"type": kind, **(wired if kind == "network" else {})} for kind in kinds]
 
 
 def _process(template: Template, limits: Limits) -> dict[str, Any]:
@@ -153,7 +162,9 @@ def group_limits(limits: Limits, kernel: str) -> Limits:
 def command(shape: Shape, path: str, sandbox_id: str) -> list[str]:
     """The one command line of the tool."""
     if shape.tool == "runsc":
-        return [path, *GVISOR_FLAGS, "run", "-bundle", "/bundle", "-pass-fd", f"{CHANNEL_FD}:{CHANNEL_FD}", sandbox_id]
+        network = ("-network", "sandbox" if shape.networked else "none")
+        words = ("run", "-bundle", "/bundle", "-pass-fd", f"{CHANNEL_FD}:{CHANNEL_FD}")
+        return [path, *GVISOR_FLAGS, *network, *words, sandbox_id]
     if shape.tool == "crun":
         flags = ["--root", "/state", "--cgroup-manager", "disabled"]
         return [path, *flags, "run", "--bundle", "/bundle", "--preserve-fds", "1", sandbox_id]
@@ -167,8 +178,6 @@ GVISOR_FLAGS: Final = (
     "/state",
     "-platform",
     "systrap",
-    "-network",
-    "none",
     "-ignore-cgroups",
     "-host-uds",
     "none",

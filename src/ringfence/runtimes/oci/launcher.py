@@ -1,7 +1,8 @@
 """From a plain process to a container tool that is process 1 of a pid namespace and sees almost nothing of the host.
 
 Runs as `python -m ringfence.runtimes.oci.launcher`, started by the node with its own privileges. Descriptor 3 is the
-sandbox's channel, 4 brings the configuration (sent once this process is in its group), 5 takes the tool's pid home.
+sandbox's channel, 4 brings the configuration (sent once this process is in its group), 5 takes the tool's pid home; 6
+is the network namespace of a sandbox that has a wire.
 
 The tool gets a root of its own: the host's programs read-only, the six devices, and what it needs to know. Its
 bundle, its records and every mount are on a tmpfs in a mount namespace that dies with it, so nothing of a sandbox
@@ -27,6 +28,8 @@ from ringfence.runtimes.jail.launcher import DEVICES, own_clock
 CHANNEL_FD: Final = 3
 CONFIG_FD: Final = 4
 REPORT_FD: Final = 5
+NAMESPACE_FD: Final = 6
+WIRED: Final = "/wired"  # where the tool finds the namespace
 WORK: Final = "/tmp"  # noqa: S108 - only a place to mount on, in a mount namespace of our own
 ENV: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
 PROGRAMS: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
@@ -92,7 +95,7 @@ def kernel_files(root: str, *, groups: bool) -> None:
         sc.do([*sc.bind("/sys/fs/cgroup", place, sc.MS_REC), read_only(place)])
 
 
-def places(top: str, uid: int) -> None:
+def places(top: str, uid: int, resolver: str) -> None:
     """The layer above the template's files."""
     os.mkdir(top)
     for name, mode in PLACES.items():
@@ -101,6 +104,8 @@ def places(top: str, uid: int) -> None:
     os.chown(top + HIDDEN, uid, uid)
     for name in HIDES:
         os.mknod(f"{top}/{name}", stat.S_IFCHR)  # a whiteout, in the overlay's words
+    if resolver:  # in place of whatever an image has there, a link perhaps
+        Path(f"{top}/etc/resolv.conf").write_text(resolver)
 
 
 def fallbacks(bottom: str) -> None:
@@ -116,7 +121,7 @@ def files(root: str, config: dict[str, Any]) -> None:
     An overlay, not a bind: a bind would show every sandbox the path and the digest of the host's own directory in
     /proc/self/mountinfo (attack 24).
     """
-    places(f"{root}/places", config["uid"])
+    places(f"{root}/places", config["uid"], config["resolver"])
     fallbacks(f"{root}/fallbacks")
     os.mkdir(f"{root}/root")
     template = os.open(config["template_root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -143,16 +148,40 @@ def build(config: dict[str, Any]) -> str:
     programs(WORK)
     kernel_files(WORK, groups=config["groups"])
     files(WORK, config)
+    if config["resolver"]:
+        network(WORK)
     Path(f"{WORK}/bundle/config.json").write_text(json.dumps(config["bundle"]))
     return WORK
 
 
-def become_tool(root: str, command: list[str]) -> None:
+def network(root: str) -> None:
+    """A file that stands for the namespace with the sandbox's wire. Raises OSError where that would be our own."""
+    wired = os.fstat(NAMESPACE_FD)
+    if os.path.samestat(wired, os.stat("/proc/self/ns/net")):
+        raise OSError(0, "the sandbox would share the host's network")
+    Path(root + WIRED).touch()
+    sc.do(sc.mount(f"/proc/self/fd/{NAMESPACE_FD}", root + WIRED, flags=sc.MS_BIND))
+    os.close(NAMESPACE_FD)
+    if not os.path.samestat(wired, os.stat(root + WIRED)):
+        raise OSError(0, "the wire's namespace is another one")
+
+
+def no_host_network(root: str) -> None:
+    """Hide what runsc before August 2024 takes for the host's network in any namespace of a Linux after 6.10.
+
+    It refuses to work in the host's (gVisor issue 10704); network() has made sure, in a better way, that it does not.
+    """
+    sc.do(sc.mount("tmpfs", f"{root}/proc/sys/net", "tmpfs", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV, "size=4k"))
+
+
+def become_tool(root: str, command: list[str], *, wired: bool) -> None:
     """In the child, process 1 of its namespace: enter the root, keep the channel and the log, exec."""
     sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     os.setsid()
     Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     sc.do(sc.mount("proc", f"{root}/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC))
+    if wired and command[0].endswith("/runsc"):
+        no_host_network(root)
     sc.do(sc.pivot_into(root))
     os.set_inheritable(CHANNEL_FD, True)
     sc.execute(sc.close_from(CHANNEL_FD + 1))
@@ -173,7 +202,7 @@ def main() -> int:
         # Its parent is then the node, whose death ends it, and not this process, which would be memory for nothing.
         pid = sc.execute(sc.call("clone", _CLONE_PARENT | sc.CLONE_NEWPID, 0, 0, 0, 0))
         if pid == 0:
-            become_tool(root, config["command"])
+            become_tool(root, config["command"], wired=bool(config["resolver"]))
     except OSError as error:
         sys.stderr.write(f"launcher: {error.strerror or error}\n")
         return 1

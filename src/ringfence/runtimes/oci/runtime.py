@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ringfence.domain.egress import Policy
 from ringfence.domain.errors import RingfenceError, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import ID
@@ -24,6 +25,7 @@ from ringfence.guest import runner
 from ringfence.guest import syscalls as sc
 from ringfence.guest.boot import GVISOR, PLAIN
 from ringfence.guest.plan import HOME, Plan, plan_to
+from ringfence.network.network import NAMESERVER, Network
 from ringfence.runtimes.base import Capabilities, GroupUsage, Layer, StartSpec
 from ringfence.runtimes.grouped import GOVERN_AFTER, Grouped
 from ringfence.runtimes.jail.cgroups.base import Groups
@@ -32,6 +34,7 @@ from ringfence.runtimes.oci import bundle, fences
 from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.versions import Found
 from ringfence.runtimes.ready import ready
+from ringfence.runtimes.wired import Wired
 
 LAUNCHER: Final = "ringfence.runtimes.oci.launcher"
 REPORT_SECONDS: Final = 20.0
@@ -107,6 +110,7 @@ class Launch:
     guest: socket.socket
     config: tuple[int, int]
     report: tuple[int, int]
+    namespace: int = -1  # with its wire laid, where it has one
     launcher: int = 0
     pid: int = 0
     pidfd: int = -1
@@ -130,8 +134,8 @@ class Launch:
     def close_ends(self) -> None:
         """Close all that only the start needed."""
         self.guest.close()
-        _close((*self.config, *self.report))
-        self.config = self.report = (-1, -1)
+        _close((*self.config, *self.report, self.namespace))
+        self.config, self.report, self.namespace = (-1, -1), (-1, -1), -1
 
     def take_config(self) -> int:
         """The writing end of the configuration; whoever takes it closes it."""
@@ -166,6 +170,7 @@ class Oci:
         groups: Groups,
         carried: Carried,
         *,
+        network: Network | None = None,
         without: frozenset[str] = frozenset(),
         fault: str = "",
     ) -> None:
@@ -189,6 +194,7 @@ class Oci:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
         self._grouped = Grouped(groups, self._threads, self._pid_of, without)
+        self._wired = Wired(network)
         self._can = self._capabilities()
 
     # -- what it can do -------------------------------------------------------------------------------------
@@ -207,6 +213,7 @@ class Oci:
             limits_by=self._groups.kind,
             # There the host ends a thread of gVisor's, and the program in it is said to have exited.
             sees_oom=self._kernel != GVISOR,
+            offline=self._wired.offline,
         )
 
     def layers(self) -> list[Layer]:
@@ -244,6 +251,8 @@ class Oci:
     async def _launch(self, spec: StartSpec, launch: Launch, carried: str) -> tuple[str, ...]:
         limits = bundle.group_limits(self._grouped.limits(spec.limits), self._kernel)
         await self._in_thread(lambda: self._groups.create(spec.id, limits))
+        if spec.networked:
+            launch.namespace = await self._wired.namespace(spec.id)
         launch.launcher = _spawn(launch)
         await self._in_thread(lambda: self._groups.attach(spec.id, launch.launcher))
         config = json.dumps(self._config(spec, launch.slot, carried)).encode()
@@ -261,7 +270,7 @@ class Oci:
         return fences.in_force(self._kernel, set(inside), self._groups.enforces, self._without)
 
     def _config(self, spec: StartSpec, slot: int, carried: str) -> dict[str, Any]:
-        shape = bundle.Shape(self._kernel, slot, self._tool.tool.name, self._without)
+        shape = bundle.Shape(self._kernel, slot, self._tool.tool.name, self._without, spec.networked)
         return {
             "bundle": bundle.config(spec.template, spec.limits, shape),
             "command": bundle.command(shape, self._tool.path, spec.id),
@@ -270,6 +279,7 @@ class Oci:
             "uid": shape.uid_base,
             "groups": self._tool.tool.name == "runc",
             "time_namespace": "time_namespace" not in self._without,
+            "resolver": NAMESERVER if spec.networked else "",
         }
 
     def _orders(self, spec: StartSpec) -> dict[str, Any]:
@@ -300,6 +310,7 @@ class Oci:
             warm_runner=spec.one_shot,
             exec_runner=spec.template.image is not None or spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
+            resolver=NAMESERVER if spec.networked else "",
             without=self._without,
             fault=self._fault,
         )
@@ -317,6 +328,14 @@ class Oci:
         if not pid:
             raise SandboxRefused("the sandbox could not be launched", code="not_launched")
         return pid
+
+    async def allow(self, sandbox_id: str, policy: Policy) -> None:
+        """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
+        await self._wired.allow(sandbox_id, policy)
+
+    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
+        """Tell of every connection and question."""
+        self._wired.on_flow(heard)
 
     def claimed(self, sandbox_id: str, limits: Limits) -> None:
         """Somebody uses it now: its memory limit begins to make room for files.
@@ -339,13 +358,22 @@ class Oci:
             await self._remove_group(sandbox_id)
             return
         boxed.channel.close()
-        await _gone(boxed.tool_pid, boxed.pidfd)
-        boxed.log.close()
-        await self._remove_group(sandbox_id)
-        self._slots.append(boxed.slot)
+        try:
+            await self._wired.cut(sandbox_id)  # first: what is about to end talks to nobody any more
+        finally:
+            await _gone(boxed.tool_pid, boxed.pidfd)
+            boxed.log.close()
+            await self._remove_group(sandbox_id)
+            self._slots.append(boxed.slot)
 
     async def _clear(self, sandbox_id: str, launch: Launch) -> None:
         """Take away what a failed start had made, from wherever it failed."""
+        try:
+            await self._wired.cut(sandbox_id)
+        finally:
+            await self._unmake(sandbox_id, launch)
+
+    async def _unmake(self, sandbox_id: str, launch: Launch) -> None:
         launch.guest.close()
         if launch.launcher > 0:
             with contextlib.suppress(ProcessLookupError):
@@ -382,6 +410,7 @@ class Oci:
         """Stop every sandbox, then give the groups' parents back."""
         for sandbox_id in list(self._live):
             await self.stop(sandbox_id)
+        await self._wired.close()
         self._grouped.close()
         for name in await self.found():
             await self._remove_group(name)
@@ -412,6 +441,8 @@ def _spawn(launch: Launch) -> int:
         (os.POSIX_SPAWN_DUP2, launch.config[0], 4),
         (os.POSIX_SPAWN_DUP2, launch.report[1], 5),
     ]
+    if launch.namespace >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, launch.namespace, 6))
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     try:
         return os.posix_spawn(sys.executable, [sys.executable, "-B", "-S", "-m", LAUNCHER], env, file_actions=actions)
