@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import textwrap
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -125,8 +126,13 @@ class LabNode(Node):
         return (collector.stdout + collector.stderr).decode().strip()
 
     def told(self, live: Live, kind: str) -> list[dict[str, Any]]:
-        """Events of this kind about it."""
-        return [event["data"] for event in self.events if event["type"] == kind and event["sandbox"] == live.id]
+        """Events of this kind about it. They come a moment after the program's own answer, so they are waited for."""
+        deadline = time.monotonic() + 5
+        while True:
+            found = [one["data"] for one in list(self.events) if (one["type"], one["sandbox"]) == (kind, live.id)]
+            if found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
 
     def probe(self, runtime: str, probe: Probe, facts: Mapping[str, Any]) -> Ran:
         """A probe of the table, under its own policy."""

@@ -59,8 +59,7 @@ def test_an_allowed_site_is_fetched_and_told_of(lab: Lab, node: LabNode, runtime
     assert node.python(live, f"print(open('/etc/resolv.conf').read(), fetch('http://{GOOD}/page'))") == (
         f"nameserver {rules.GATEWAY}\noptions timeout:3 attempts:2\n {ALLOWED} /page 0:"
     )
-    flows = [event for event in node.events if event["type"] == "egress.allowed" and event["sandbox"] == live.id]
-    assert [(event["tenant"], event["data"]["name"], event["data"]["port"]) for event in flows] == [("a", GOOD, 80)]
+    assert [(flow["name"], flow["port"]) for flow in node.told(live, "egress.allowed")] == [(GOOD, 80)]
     assert live.describe()["egress"]["allow"][0]["domain"] == GOOD
     node.release(live)
     assert lab.capture.destinations() == {NAMES, ALLOWED}
@@ -96,7 +95,7 @@ def test_what_is_not_allowed_is_refused_in_words_and_at_once(lab: Lab, node: Lab
     node.release(live)
     assert lab.capture.destinations() == set()
     assert not lab.visits[METADATA]
-    assert {event["type"] for event in node.events if event["sandbox"] == live.id} >= {"egress.denied"}
+    assert node.told(live, "egress.denied")
 
 
 def test_no_policy_means_no_interface(node: LabNode, runtime: str) -> None:
