@@ -18,6 +18,7 @@ import msgspec
 
 from ringfence.domain.egress import Floor, floor_from
 from ringfence.domain.errors import BadRequest
+from ringfence.domain.gateways import Gateway, gateway_from
 from ringfence.domain.limits import BOUNDS, WHOLE, Limits, limits_from
 from ringfence.wire import DEFAULT_PORT
 
@@ -51,6 +52,7 @@ class TenantSettings(Settings, frozen=True):
     max_requests: Count = 2000
     max_ttl_seconds: Positive = 86_400.0
     limits: dict[str, int | float] = {}
+    egress_gateway: str = ""  # by which all its sandboxes leave
 
     def most(self) -> Limits | None:
         """The maxima as Limits, or None when none is set. Raises BadRequest for a bad one."""
@@ -120,6 +122,12 @@ class EgressSettings(Settings, frozen=True):
     permit: list[str] = []  # private networks that may be reached all the same: an internal mirror, say
     deny: list[str] = []  # further networks that may not: a control plane at public addresses, say
     resolvers: list[str] = []  # addresses of name servers; the host's own otherwise
+    learn: bool = False  # whether tenants may let a program reach everything above the floor, to learn its policy
+    gateways: dict[str, dict[str, Any]] = {}  # by name: kind, address, port, username, password, tenants
+
+    def ways(self) -> dict[str, Gateway]:
+        """The gateways by name. Raises BadRequest."""
+        return {name: gateway_from(name, table) for name, table in self.gateways.items()}
 
     def floor(self) -> Floor:
         """The networks as a floor. Raises BadRequest."""
@@ -289,6 +297,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
         ceiling.most()
     settings.edge.check()
     settings.egress.floor()
+    _check_gateways(settings)
     return settings
 
 
@@ -306,6 +315,20 @@ def _developing(settings: ServerSettings) -> ServerSettings:
         serve_api=True,
     )
     return msgspec.structs.replace(settings, edge=edge)
+
+
+def _check_gateways(settings: ServerSettings) -> None:
+    """A tenant that must leave by a gateway which is not there could not leave at all: say so before serving."""
+    ways = settings.egress.ways()
+    wanted = {"tenant": settings.tenant.egress_gateway}
+    wanted |= {f"tenants.{name}": tenant.egress_gateway for name, tenant in settings.tenants.items()}
+    for where, name in wanted.items():
+        if name and name not in ways:
+            raise BadRequest(
+                f"settings: {where}.egress_gateway {name!r:.80} is not defined",
+                code="bad_settings",
+                remediation=f"define it as [egress.gateways.{name:.80}]",
+            )
 
 
 def read_client(file: str | None = None, *, environ: Mapping[str, str] | None = None, **flags: Any) -> ClientSettings:

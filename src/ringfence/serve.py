@@ -25,7 +25,7 @@ from typing import Final, Self
 import msgspec
 
 from ringfence.api.privileges import api_ids, die_with
-from ringfence.config import ServerSettings, read_server
+from ringfence.config import ServerSettings, Settings, read_server
 from ringfence.domain.errors import Conflict, PlatformFault, RingfenceError
 from ringfence.edge import developing, listening
 from ringfence.edge.certificates import Channel, Watched
@@ -142,9 +142,7 @@ class Supervisor:
         self._ready = False
         uid, _ = api_ids(settings.user)
         places = ["--state", str(settings.state_dir), "--templates", str(settings.templates_dir)]
-        egress = [f"--egress-{name}={value}" for name in ("permit", "deny") for value in getattr(settings.egress, name)]
-        egress += [f"--resolver={address}" for address in settings.egress.resolvers]
-        self._node = Child("node", ["ringfence.node", *places, "--api-uid", str(uid), *egress])
+        self._node = Child("node", ["ringfence.node", *places, "--api-uid", str(uid)])
         words = ["ringfence.api", "--listen-fd", str(listener.fileno()), "--parent", str(os.getpid())]
         fds: tuple[int, ...] = (listener.fileno(),)
         if published is not None:
@@ -165,7 +163,7 @@ class Supervisor:
                     self._channel.close()
 
     def _loop(self, signals: Signals) -> int:
-        self._node.start()
+        self._start_node()
         self._start_api()
         while not signals.stopping:
             waiting = [signals.reader, *([self._ready_pipe] if self._ready_pipe is not None else [])]
@@ -199,13 +197,21 @@ class Supervisor:
 
     def _restart(self) -> None:
         if self._node.due():
-            self._node.start()
+            self._start_node()
         if self._api.due():
             self._start_api()
 
+    def _start_node(self) -> None:
+        """It inherits what it needs of the settings in a nameless file: a gateway's password is on no command line."""
+        egress_in = handed(self._settings.egress)
+        try:
+            self._node.start(["--egress-fd", str(egress_in)], (egress_in,))
+        finally:
+            os.close(egress_in)
+
     def _start_api(self) -> None:
         """It inherits its settings in a nameless file, and says through a pipe that it is ready."""
-        settings_in = handed(self._settings)
+        settings_in = handed(without_passwords(self._settings))
         ready_in, ready_out = os.pipe2(os.O_CLOEXEC)
         certificates = self._certificates()
         try:
@@ -254,8 +260,18 @@ class Supervisor:
         return developing.explained(self._settings, self._published.getsockname()[1])
 
 
-def handed(settings: ServerSettings) -> int:
-    """Put all settings into a nameless file for a child to inherit; returns its descriptor."""
+def without_passwords(settings: ServerSettings) -> ServerSettings:
+    """The settings as the process may have them that faces the network: it names gateways and never uses one."""
+    kept = {
+        name: {key: value for key, value in table.items() if key not in {"username", "password"}}
+        for name, table in settings.egress.gateways.items()
+    }
+    egress = msgspec.structs.replace(settings.egress, gateways=kept)
+    return msgspec.structs.replace(settings, egress=egress)
+
+
+def handed(settings: Settings) -> int:
+    """Put settings into a nameless file for a child to inherit; returns its descriptor."""
     file = os.memfd_create("ringfence-settings", os.MFD_CLOEXEC)
     os.write(file, msgspec.json.encode(settings))
     os.lseek(file, 0, os.SEEK_SET)

@@ -113,6 +113,7 @@ class RunRequest(Request, frozen=True):
     labels: dict[str, str] = {}
     stream: bool = False
     egress: Egress = None
+    egress_gateway: str = ""
 
 
 class Collected(Answer, frozen=True, omit_defaults=True):
@@ -188,6 +189,7 @@ class SandboxRequest(Request, frozen=True):
     ttl_seconds: Seconds = 300.0
     egress: Egress = None
     start: Start | None = None
+    egress_gateway: str = ""
 
 
 class EgressRequest(Request, frozen=True):
@@ -218,6 +220,7 @@ class Sandbox(Answer, frozen=True):
     layers: list[str] = []
     limits_by: str = ""
     egress: dict[str, Any] = {}
+    egress_gateway: str = ""
     exit: Exit | None = None
     error: ErrorBody | None = None
     usage: Usage | None = None

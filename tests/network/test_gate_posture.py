@@ -190,7 +190,7 @@ def test_an_event_is_cut_to_size() -> None:
         {"sandbox": "s", "name": "x" * 9999, "port": "80", "sent": True, "evil": {"a": 1}, "reason": ["y"]}
     )
     assert event is not None
-    texts = {"sandbox", "verdict", "protocol", "name", "address", "rule", "reason"}
+    texts = {"sandbox", "verdict", "protocol", "name", "address", "rule", "reason", "method", "path"}
     assert set(event) == texts | {"port", "sent", "received", "seconds", "swallowed"}
     assert len(event["name"]) == 500
     assert event["port"] == event["sent"] == 0

@@ -50,7 +50,7 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
 def test_every_command_can_write_json(words: tuple[str, ...]) -> None:
     """Whatever prints data can print it for programs."""
     result = CliRunner().invoke(cli, [*words, "--help"])
-    interactive = {("sandbox", "shell"), ("completion",), ("sandbox",), ("keys",), ("templates",)}
+    interactive = {("sandbox", "shell"), ("completion",), ("sandbox",), ("keys",), ("templates",), ("policy",)}
     assert "--json" in result.output or words in interactive
 
 

@@ -83,6 +83,7 @@ def _ceiling(tenant: TenantSettings) -> Ceiling:
         max_requests=tenant.max_requests,
         max_ttl_seconds=tenant.max_ttl_seconds,
         most=tenant.most(),
+        egress_gateway=tenant.egress_gateway,
     )
 
 
@@ -99,6 +100,8 @@ def policy_of(settings: ServerSettings) -> Policy:
         keep_runs=settings.keep_runs,
         keep_events=settings.keep_events,
         floor=settings.egress.floor(),
+        learn=settings.egress.learn,
+        gateways=settings.egress.ways(),
     )
 
 

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "demo": Entry("demo.command:demo", "See it work: a data job, then a tour of attacks.", RUN),
     "sandbox": Entry("sandboxes:sandbox", "Create, use and stop sandboxes that live on.", LIVE),
     "events": Entry("reports:events", "Show what happens to sandboxes and runs.", LIVE),
+    "policy": Entry("policy:policy", "Learn, check and explain egress policies.", LIVE),
     "status": Entry("reports:status", "Show how the server is.", MACHINE),
     "templates": Entry("templates:templates", "List, build and verify templates.", MACHINE),
     "runtimes": Entry("reports:runtimes", "Show the ways to isolate, and the layers in force.", MACHINE),

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from ringfence.cli.output import Screen
+from ringfence.cli.policyfile import merged
 from ringfence.client import Client
 from ringfence.domain.limits import BOUNDS
 
@@ -106,17 +107,45 @@ egress_option = click.option(
     "egress_",
     multiple=True,
     metavar="NAME",
-    help="What it may reach: a host, as api.example.com or *.example.com, or a bundle, as pypi; repeatable.",
+    help="What it may reach: a host, as api.example.com, a bundle, as pypi, or @FILE of a policy; repeatable.",
+)
+gateway_option = click.option(
+    "--egress-gateway", metavar="NAME", help="The operator's gateway by which its connections leave."
 )
 isolation_option = click.option("--isolation", metavar="RUNTIME", help="How it is isolated (default: auto).")
 
 
+_OF_A_PROGRAM: Final[tuple[Callable[[Any], Any], ...]] = (
+    click.option("--code", "-c", metavar="SOURCE", help="Python source instead of a file."),
+    click.option("--shell", "-s", metavar="COMMAND", help="A shell command instead of a file."),
+    template_option,
+    click.option("--file", "-f", "files", multiple=True, metavar="LOCAL[:PATH]", help="Put a file in; repeatable."),
+    limit_option,
+    click.option("--timeout", type=seconds, metavar="TIME", help="Stop it after this long, as 30s or 5m."),
+    env_option,
+    click.option("--cwd", metavar="PATH", help="Where it starts (default: /home/user)."),
+    isolation_option,
+    label_option,
+    click.option("--no-stdin", is_flag=True, help="Do not read what is piped in."),
+)
+
+
 def egress(words: tuple[str, ...]) -> dict[str, Any] | str | None:
-    """The policy that some words mean: a bundle has no dot in its name, a host has. "none" stands alone."""
+    """The policy that words mean: a bundle has no dot in its name, a host has, a file an @. "none" stands alone."""
     if words == ("none",):
         return "none"
-    hosts = [word for word in words if "." in word]
-    return {"allow": hosts, "bundles": [word for word in words if "." not in word]} if words else None
+    files = [word[1:] for word in words if word.startswith("@")]
+    names = [word for word in words if not word.startswith("@")]
+    hosts = [word for word in names if "." in word]
+    table = {"allow": hosts, "bundles": [word for word in names if "." not in word]}
+    return merged(files, table) if files else table if words else None
+
+
+def program_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command what may be said of a program that is run once."""
+    for option in reversed(_OF_A_PROGRAM):
+        function = option(function)
+    return function
 
 
 def said(**values: Any) -> dict[str, Any]:

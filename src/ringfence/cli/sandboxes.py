@@ -15,6 +15,7 @@ from ringfence.cli.options import (
     egress,
     egress_option,
     env_option,
+    gateway_option,
     isolation_option,
     label_option,
     limit_option,
@@ -71,6 +72,7 @@ sandbox.add_command(ports)
 @isolation_option
 @egress_option
 @click.option("--start", metavar="COMMAND", help="Run this from the beginning, and again after each reset.")
+@gateway_option
 @server_options
 def create(shared: Shared, template: str | None, ttl: float, isolation: str | None, **rest: Any) -> None:
     """Create a sandbox and print its id."""
@@ -78,6 +80,7 @@ def create(shared: Shared, template: str | None, ttl: float, isolation: str | No
     options = said(
         template=template, isolation=isolation, limits=limits(rest["limits_"]), egress=reach, start=rest["start"]
     )
+    options |= said(egress_gateway=rest["egress_gateway"])
     with shared.client() as client:
         made = Sandbox.create(client=client, ttl=ttl, labels=pairs(rest["labels"], "--label"), **options)
     if shared.screen.json:

@@ -95,7 +95,8 @@ def add(screen: Screen, files: tuple[str, ...], rebuild: bool, state: str | None
     for file in files:
         if not file.endswith(".toml"):
             raise BadRequest(f"{file} is not a .toml file")
-        _build(screen, recipe_named(file), _directory(state), rebuild=rebuild)
+        recipe = recipe_named(file, config.read_server(state=state).egress.floor())
+        _build(screen, recipe, _directory(state), rebuild=rebuild)
 
 
 @templates.command(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ringfence import wire
+from ringfence import wire, wire_egress
 from ringfence.client.errors import Unreachable
 
 ROOT: Final = "/v1"
@@ -40,6 +40,7 @@ class RunOptions(TypedDict, total=False):
     timeout: float
     labels: Mapping[str, str]
     egress: wire.Egress
+    egress_gateway: str
 
 
 class ProcessOptions(TypedDict, total=False):
@@ -207,6 +208,27 @@ def starting(command: str | Sequence[str] | Mapping[str, Any] | None) -> wire.St
 def reset(sandbox: str) -> Call:
     """POST that a sandbox be made anew; not repeated by itself, for it may be used again by then."""
     return Call("POST", ROOT + sandbox_path(sandbox, "/reset"))
+
+
+def check_egress(egress: wire.Egress) -> Call:
+    """POST a policy to be explained."""
+    return _post("/egress/check", wire.EgressRequest(egress=egress), repeatable=True)
+
+
+def learned_egress(ids: Sequence[str], *, generalise: bool) -> Call:
+    """POST the runs and sandboxes from which a policy is proposed."""
+    request = wire_egress.EgressLearnRequest(ids=list(ids), generalise=generalise)
+    return _post("/egress/learned", request, repeatable=True)
+
+
+def egress_bundles() -> Call:
+    """GET every bundle."""
+    return _get("/egress/bundles")
+
+
+def egress_gateways() -> Call:
+    """GET the gateways this key's tenant may use."""
+    return _get("/egress/gateways")
 
 
 def stop(sandbox: str) -> Call:

@@ -37,10 +37,15 @@ class Protocol(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """Whether there is a network at all."""
+    """Whether there is a network at all, and what becomes of a connection that no rule allows."""
 
     NONE = "none"
-    ALLOW = "allow"
+    ALLOW = "allow"  # it is denied
+    LEARN = "learn"  # it is allowed and told of, above the floor; only where the operator lets tenants learn
+    REHEARSE = "rehearse"  # it is denied and told of; names get addresses that nobody has, so nothing leaves
+
+
+LEARNED: Final = "learning: no rule for it yet"
 
 
 _DEFAULT_PORTS: Final = {Protocol.TLS: (443,), Protocol.HTTP: (80,), Protocol.TCP: ()}
@@ -72,11 +77,12 @@ class Policy:
     mode: Mode = Mode.NONE
     rules: tuple[Rule, ...] = ()
     max_bytes: int = 0  # sent and received together over its life; 0: not bounded
+    gateway: str = ""  # by which of the operator's gateways it leaves; no part of what a tenant writes
 
     @property
     def networked(self) -> bool:
         """Whether the sandbox needs an interface."""
-        return self.mode is Mode.ALLOW
+        return self.mode is not Mode.NONE
 
 
 NOTHING: Final = Policy()
@@ -135,6 +141,8 @@ class Floor:
 
 
 DEFAULT_FLOOR: Final = Floor()
+# For policies that are judged again where they are used: what the operator opened may stand in a template.
+NO_FLOOR: Final = Floor(closed=(), names=())
 
 
 def floor_from(deny: list[str], permit: list[str]) -> Floor:
@@ -267,26 +275,51 @@ def _rules(values: object, floor: Floor) -> list[Rule]:
     return found
 
 
+def refusals(value: object, floor: Floor = DEFAULT_FLOOR) -> list[tuple[int, str]]:
+    """Every rule that policy_from() would refuse, by its index, with the reason; it names the first alone."""
+    values = value.get("allow") if isinstance(value, dict) else value
+    found = []
+    for index, each in enumerate(values[:MOST_RULES] if isinstance(values, list) else ()):
+        try:
+            _rule(each, floor)
+        except _Bad as error:
+            found.append((index, str(error)))
+    return found
+
+
 def _max_bytes(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_BYTES:
         raise _bad(f"max_bytes is no whole number from 0 (not bounded) to {MOST_BYTES}")
     return value
 
 
-def policy_from(value: object, floor: Floor = DEFAULT_FLOOR) -> Policy:
+def _mode(table: dict[str, Any], *, learn: bool) -> Mode:
+    known = [str(each) for each in Mode]
+    word = table.get("mode", "allow")
+    if word not in known:
+        raise _bad(f"mode must be one of {', '.join(known)}")
+    mode = Mode(word)
+    if mode is Mode.LEARN and not learn:
+        raise _bad(
+            'mode "learn" lets everything above the floor pass, which the operator has not allowed here',
+            'use mode "rehearse", which denies and tells as much; or have [egress] learn = true set',
+        )
+    return mode
+
+
+def policy_from(value: object, floor: Floor = DEFAULT_FLOOR, *, learn: bool = False) -> Policy:
     """Check what was asked for: "none", a list of rules, or a table. Raises BadRequest with the rule's index.
 
-    Nothing is repaired: what is not spelt right is refused, and what is not listed is denied.
+    Nothing is repaired: what is not spelt right is refused, and what is not listed is denied. `learn` says whether
+    the operator lets policies be learnt by letting everything pass.
     """
     if value is None or value == "none":
         return NOTHING
     table: Any = {"allow": value} if isinstance(value, list) else value
     if not isinstance(table, dict) or set(table) - _POLICY_FIELDS:
         raise _bad('must be "none", a list of rules, or a table', f"use {', '.join(sorted(_POLICY_FIELDS))}")
-    mode = table.get("mode", "allow")
-    if mode not in {"none", "allow"}:
-        raise _bad('mode must be "none" or "allow"')
-    if mode == "none":
+    mode = _mode(table, learn=learn)
+    if mode is Mode.NONE:
         if table.get("allow") or table.get("bundles"):
             raise _bad('mode "none" and rules contradict each other')
         return NOTHING
@@ -297,11 +330,11 @@ def policy_from(value: object, floor: Floor = DEFAULT_FLOOR) -> Policy:
     rules += [rule for name in bundles for rule in bundle(name)]
     if len(rules) > MOST_RULES:
         raise _bad(f"with its bundles it has more than {MOST_RULES} rules")
-    return Policy(Mode.ALLOW, tuple(dict.fromkeys(rules)), _max_bytes(table.get("max_bytes", 0)))
+    return Policy(mode, tuple(dict.fromkeys(rules)), _max_bytes(table.get("max_bytes", 0)))
 
 
 def policy_to(policy: Policy) -> dict[str, Any]:
-    """The plain table that policy_from() reads back to an equal policy, its bundles spelt out."""
+    """The plain table that policy_from() reads back to an equal policy, but for its gateway; bundles are spelt out."""
     if not policy.networked:
         return {"mode": "none"}
     rules = []
@@ -310,7 +343,7 @@ def policy_to(policy: Policy) -> dict[str, Any]:
         words = {"methods": list(rule.methods), "paths": list(rule.paths), "reason": rule.reason}
         fixed = {"ports": list(rule.ports), "protocol": str(rule.protocol)}
         rules.append({**place, **fixed, **{name: value for name, value in words.items() if value}})
-    return {"mode": "allow", "allow": rules, "max_bytes": policy.max_bytes}
+    return {"mode": str(policy.mode), "allow": rules, "max_bytes": policy.max_bytes}
 
 
 # -- asking a policy ------------------------------------------------------------------------------------------------
@@ -338,8 +371,22 @@ class Asker:
                 asker._exact.setdefault(rule.domain, []).append(rule)
         return asker
 
+    @property
+    def learns(self) -> bool:
+        """Whether what no rule allows is allowed all the same, and told of."""
+        return self.policy.mode is Mode.LEARN
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether what no rule allows is told of in full before it is denied."""
+        return self.policy.mode is Mode.REHEARSE
+
+    def resolves(self, name: str) -> bool:
+        """Whether a name is answered at all; while rehearsing, one without a rule gets an address that nobody has."""
+        return self.learns or self.rehearses or bool(self.named(name))
+
     def named(self, name: str) -> list[Rule]:
-        """Every rule that covers a name: for none of them, it is not even resolved."""
+        """Every rule that covers a name."""
         found = list(self._exact.get(name, ()))
         while "." in name:
             name = name.partition(".")[2]
@@ -348,33 +395,45 @@ class Asker:
 
     def by_name(self, name: str, port: int, protocol: Protocol) -> Rule | None:
         """The rule by which a connection to a name is allowed."""
-        return next((r for r in self.named(name) if port in r.ports and r.protocol is protocol), None)
+        found = next((r for r in self.named(name) if port in r.ports and r.protocol is protocol), None)
+        if found is None and self.learns and protocol is not Protocol.TCP:
+            return Rule(name, ports=(port,), protocol=protocol, reason=LEARNED)
+        return found
 
     def by_request(self, name: str, port: int, method: str, path: str) -> Rule | None:
         """The rule by which a plain HTTP request is allowed. `path` comes without its query."""
-        return next(
-            (
-                rule
-                for rule in self.named(name)
-                if port in rule.ports
+        for rule in self.named(name):
+            if (
+                port in rule.ports
                 and rule.protocol is Protocol.HTTP
                 and (not rule.methods or method in rule.methods)
-                and (not rule.paths or _path_fits(rule.paths, path))
-            ),
-            None,
-        )
+                and (not rule.paths or path_fits(rule.paths, path))
+            ):
+                return rule
+        return Rule(name, ports=(port,), protocol=Protocol.HTTP, reason=LEARNED) if self.learns else None
 
     def by_address(self, address: IPv4Address, port: int) -> Rule | None:
         """The rule by which a connection to an address is allowed, whatever its name."""
         return next((rule for network, rule in self._networks if port in rule.ports and address in network), None)
 
+    def otherwise(self, name: str, address: IPv4Address, port: int) -> Rule | None:
+        """While learning: the rule by which a connection is allowed that says nothing of where it wants to go."""
+        if not self.learns:
+            return None
+        rule = self.by_name(name, port, Protocol.TCP) if name else self.by_address(address, port)
+        cidr = "" if name else f"{address}/32"
+        return rule or Rule(name, cidr, (port,), Protocol.TCP, reason=LEARNED)
+
     def reads(self, port: int) -> frozenset[Protocol]:
         """Which protocols at a port are told apart by their first bytes."""
+        if self.learns:
+            return frozenset({Protocol.TLS, Protocol.HTTP})
         found = {r.protocol for r in self.policy.rules if port in r.ports and r.protocol is not Protocol.TCP}
         return frozenset(found)
 
 
-def _path_fits(paths: tuple[str, ...], path: str) -> bool:
+def path_fits(paths: tuple[str, ...], path: str) -> bool:
+    """Whether a rule about these paths is for a path."""
     # A path that somebody could read as another one fits no rule about paths.
     if not plain_path(path) or not _PATH.fullmatch(path) or "*" in path:
         return False

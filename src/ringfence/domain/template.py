@@ -9,8 +9,9 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ringfence.domain.egress import NOTHING, Policy, policy_from
+from ringfence.domain.egress import NO_FLOOR, NOTHING, Floor, Policy, policy_from
 from ringfence.domain.errors import BadRequest
+from ringfence.domain.gateways import gateway_name
 from ringfence.domain.limits import Limits, limits_from
 
 NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -73,7 +74,10 @@ class Template:
     zygote: ZygoteMode = ZygoteMode.FORK
     pool: PoolPolicy = field(default_factory=PoolPolicy)
     image: Image | None = None
-    egress: Policy = NOTHING  # of a sandbox whose request says nothing of it
+    egress: Policy = (
+        NOTHING  # of a sandbox whose request says nothing of it; judged again by the floor where it is used
+    )
+    egress_gateway: str = ""  # by which its sandboxes leave, whatever their policy; empty: as they ask, or directly
 
 
 def _matching(pattern: re.Pattern[str], what: str, values: object) -> tuple[str, ...]:
@@ -168,8 +172,11 @@ def _runtime(value: object) -> str:
     return str(value)
 
 
-def template_from(table: dict[str, Any]) -> Template:
-    """Check a parsed template file. Raises BadRequest on any unknown field or bad value."""
+def template_from(table: dict[str, Any], floor: Floor = NO_FLOOR) -> Template:
+    """Check a parsed template file. Raises BadRequest on any unknown field or bad value.
+
+    `floor` is the operator's, where it is known: what it closes is then refused here, rather than where it is used.
+    """
     known = {f.name for f in dataclasses.fields(Template)}
     unknown = set(table) - known
     if unknown:
@@ -200,13 +207,14 @@ def template_from(table: dict[str, Any]) -> Template:
         zygote=ZygoteMode(zygote),
         pool=_pool(table.get("pool", {})),
         image=image,
-        egress=policy_from(table.get("egress")),
+        egress=policy_from(table.get("egress"), floor),
+        egress_gateway=gateway_name(table.get("egress_gateway", ""), "template"),
     )
 
 
-def template_from_toml(text: str) -> Template:
+def template_from_toml(text: str, floor: Floor = NO_FLOOR) -> Template:
     """Read a template file. Raises BadRequest for anything that is not one."""
     try:
-        return template_from(tomllib.loads(text))
+        return template_from(tomllib.loads(text), floor)
     except tomllib.TOMLDecodeError as error:
         raise BadRequest(f"template: not valid TOML: {error}", code="bad_template") from None

@@ -77,6 +77,7 @@ class NodeSandbox(Known, frozen=True):
     layers: list[str] = []
     limits_by: str = ""
     egress: dict[str, Any] = {}
+    egress_gateway: str = ""
     exit: wire.Exit | None = None
     usage: Usage | None = None
 
@@ -96,6 +97,7 @@ class NodeSandbox(Known, frozen=True):
             layers=self.layers,
             limits_by=self.limits_by,
             egress=self.egress,
+            egress_gateway=self.egress_gateway,
             exit=self.exit,
             usage=self.usage,
             timings=timings,

@@ -16,6 +16,7 @@ from ringfence.domain.errors import RingfenceError
 from ringfence.engine import checks, why
 from ringfence.engine.answers import StatusEnd
 from ringfence.engine.catalog import Catalog
+from ringfence.engine.egress import Egress
 from ringfence.engine.feed import Feed
 from ringfence.engine.files import Files
 from ringfence.engine.idempotency import Idempotency
@@ -48,6 +49,7 @@ class Engine:
         self.files = Files(self.sandboxes)
         self.processes = Processes(self.sandboxes)
         self.runs = Runs(self.sandboxes, self.files, store, self.ledger, self.admission)
+        self.egress = Egress(self.node, store, policy, self.sandboxes, self.runs)
         self.idempotency = Idempotency(store)
         self.stopping = asyncio.Event()
         self._following: asyncio.Task[None] | None = None

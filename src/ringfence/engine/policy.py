@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ringfence import wire
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor, policy_from, policy_to
 from ringfence.domain.errors import BadRequest, OverQuota
+from ringfence.domain.gateways import Gateway, agreed
 from ringfence.domain.limits import Limits, limits_from
 
 RUN_LABEL: Final = "ringfence.run"  # marks a one-shot run's sandbox at the node, so that an orphan can be told
@@ -25,6 +26,7 @@ class Ceiling:
     max_requests: int = 2000
     max_ttl_seconds: float = 86_400.0
     most: Limits | None = None
+    egress_gateway: str = ""  # by which all its sandboxes leave
 
     def limits(self, wanted: dict[str, object], base: Limits) -> Limits:
         """What a sandbox gets: a template's defaults, never above the tenant's maxima, and what was asked for."""
@@ -49,10 +51,27 @@ class Policy:
     keep_runs: int = 200_000
     keep_events: int = 100_000
     floor: Floor = DEFAULT_FLOOR  # below every egress policy
+    learn: bool = False  # whether a policy may let everything above the floor pass
+    gateways: Mapping[str, Gateway] = field(default_factory=dict)  # without their credentials
 
     def egress(self, wanted: wire.Egress) -> dict[str, Any]:
         """The node's words for an egress policy; none for none asked. Raises BadRequest with the rule's index."""
-        return {} if wanted is None else {"egress": policy_to(policy_from(wanted, self.floor))}
+        return {} if wanted is None else {"egress": policy_to(policy_from(wanted, self.floor, learn=self.learn))}
+
+    def gateway(self, tenant: str, asked: str) -> dict[str, Any]:
+        """The node's words for how a sandbox leaves; none for directly. Raises BadRequest for one it may not use."""
+        pinned = self.ceiling(tenant).egress_gateway
+        if not asked and not pinned:
+            return {}
+        name = agreed(asked, pinned, "this tenant")
+        known = self.gateways.get(name)
+        if known is None or (name != pinned and not known.serves(tenant)):
+            raise BadRequest(
+                f"no egress gateway {name!r:.80} for this tenant",
+                code="unknown_gateway",
+                remediation="list them with GET /v1/egress/gateways or `ringfence policy gateways`",
+            )
+        return {"egress_gateway": name}
 
     def isolation(self, wanted: str) -> str:
         """The runtime asked for. Raises BadRequest when the operator does not offer it."""

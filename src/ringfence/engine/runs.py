@@ -88,7 +88,8 @@ class Runs:
         if request.files or request.collect:
             # The node times a fused run; here its agent does, and the sandbox's own expiry stands behind it.
             words["timeout"] = min(words.get("timeout", limits.wall_seconds), limits.wall_seconds)
-        egress = self._sandboxes.policy.egress(request.egress)
+        policy = self._sandboxes.policy
+        egress = policy.egress(request.egress) | policy.gateway(tenant, request.egress_gateway)
         return Prepared(tenant, request, words, limits=limits, egress=egress)
 
     # --- in one piece ---

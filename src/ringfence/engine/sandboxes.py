@@ -101,6 +101,7 @@ class Sandboxes:
             "ttl_seconds": ttl,
             "wait_seconds": self.policy.wait_seconds,
             **self.policy.egress(request.egress),
+            **self.policy.gateway(tenant, request.egress_gateway),
         }
         answer = await self.node.call(header, SandboxEnd, start)
         if answer.sandbox is None:

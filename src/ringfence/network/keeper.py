@@ -13,14 +13,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from ringfence.domain.egress import Floor, Policy, policy_to
 from ringfence.domain.errors import PlatformFault, SandboxRefused
+from ringfence.domain.gateways import Gateway, gateway_to
 from ringfence.network import words
 from ringfence.network.router import Doors
 
@@ -31,7 +33,7 @@ AGAIN_SECONDS: Final = 0.2  # between a gate's death and the next
 GONE_SECONDS: Final = 10.0
 READ: Final = 256 * 1024
 _SOURCE: Final = Path(__file__).parent.parent.parent
-_TEXTS: Final = ("sandbox", "verdict", "protocol", "name", "address", "rule", "reason")
+_TEXTS: Final = ("sandbox", "verdict", "protocol", "name", "address", "rule", "reason", "method", "path")
 _NUMBERS: Final = ("port", "sent", "received", "seconds", "swallowed")
 Event = dict[str, Any]
 
@@ -131,6 +133,7 @@ class Keeper:
         resolvers: tuple[tuple[str, int], ...],
         floor: Floor,
         heard: Callable[[Event], None],
+        gateways: Mapping[str, Gateway] = MappingProxyType({}),
     ) -> None:
         self._doors = doors
         self._floor = floor
@@ -142,6 +145,7 @@ class Keeper:
                 "opened": [str(network) for network in floor.opened],
                 "names": list(floor.names),
             },
+            "gateways": {name: gateway_to(gateway) for name, gateway in gateways.items()},
         }
         self._wards: dict[IPv4Address, Ward] = {}
         self._numbers = itertools.count(1)
@@ -265,4 +269,5 @@ class Keeper:
 
 
 def _told(ward: Ward) -> dict[str, Any]:
-    return {"sandbox": ward.id, "address": str(ward.address), "policy": policy_to(ward.policy)}
+    words = {"sandbox": ward.id, "address": str(ward.address), "policy": policy_to(ward.policy)}
+    return {**words, "gateway": ward.policy.gateway}

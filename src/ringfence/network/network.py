@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy
 from ringfence.domain.errors import PlatformFault, SandboxRefused
+from ringfence.domain.gateways import Gateway
 from ringfence.network import rules
 from ringfence.network.keeper import Event, Keeper, resolvers_of
 from ringfence.network.router import Router, namespace_of
@@ -31,12 +33,18 @@ def lacking() -> str:
 class Network:
     """Opened when the first sandbox needs it; none of it exists before."""
 
-    def __init__(self, *, floor: Floor = DEFAULT_FLOOR, resolvers: tuple[tuple[str, int], ...] = ()) -> None:
-        """`resolvers` are asked for allowed names; none given means the host's own."""
+    def __init__(
+        self,
+        *,
+        floor: Floor = DEFAULT_FLOOR,
+        resolvers: tuple[tuple[str, int], ...] = (),
+        gateways: Mapping[str, Gateway] = MappingProxyType({}),
+    ) -> None:
+        """`resolvers` are asked for allowed names; none given means the host's own. `gateways` may be left by."""
         self.floor = floor
         self._router = Router()
         servers = resolvers or resolvers_of(RESOLV_CONF.read_text() if RESOLV_CONF.exists() else "")
-        self._keeper = Keeper(self._router.doors, servers, floor, self._heard)
+        self._keeper = Keeper(self._router.doors, servers, floor, self._heard, gateways)
         self._listeners: list[Callable[[Event], None]] = []
         self._opening = asyncio.Lock()
         self._is_open = False

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ringfence.domain.egress import Floor, floor_from
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, floor_from
 from ringfence.domain.errors import RingfenceError
+from ringfence.domain.gateways import Gateway, gateway_from
 from ringfence.guest import syscalls as sc
 from ringfence.node.isolation import Isolation
 from ringfence.node.server import listen
@@ -25,10 +29,35 @@ def instance_of(state: Path) -> str:
     return hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
 
 
-async def serve(state: Path, templates: Path, api_uid: int, floor: Floor, resolvers: list[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What the operator says of sandboxes' networks."""
+
+    floor: Floor = DEFAULT_FLOOR
+    resolvers: tuple[str, ...] = ()
+    learn: bool = False
+    gateways: Mapping[str, Gateway] = field(default_factory=dict)
+
+
+def egress_from(descriptor: int) -> Egress:
+    """Read it from a nameless file that the server's parent made: it holds gateways' passwords. Raises BadRequest."""
+    with os.fdopen(descriptor, "rb") as file:
+        table = json.load(file)
+    return Egress(
+        floor_from(table["deny"], table["permit"]),
+        tuple(table["resolvers"]),
+        table["learn"] is True,
+        {name: gateway_from(name, each) for name, each in table["gateways"].items()},
+    )
+
+
+async def serve(state: Path, templates: Path, api_uid: int, egress: Egress) -> None:
     """Run until told to stop; leave nothing behind."""
-    here = runtimes(instance_of(state), templates, floor=floor, resolvers=resolvers)
-    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), Settings(floor=floor))
+    here = runtimes(
+        instance_of(state), templates, floor=egress.floor, resolvers=egress.resolvers, gateways=egress.gateways
+    )
+    settings = Settings(floor=egress.floor, learn=egress.learn, gateways=frozenset(egress.gateways))
+    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), settings)
     await supervisor.begin()
     path = state / "node" / "node.sock"
     server = await listen(supervisor, path, api_uid)
@@ -48,14 +77,12 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--templates", type=Path, required=True)
     parser.add_argument("--api-uid", type=int, default=os.geteuid())
-    parser.add_argument("--egress-permit", action="append", default=[], metavar="NETWORK")
-    parser.add_argument("--egress-deny", action="append", default=[], metavar="NETWORK")
-    parser.add_argument("--resolver", action="append", default=[], metavar="ADDRESS")
+    parser.add_argument("--egress-fd", type=int, metavar="FD", help="[egress] of the settings, as JSON")
     options = parser.parse_args()
     sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
     try:
-        floor = floor_from(options.egress_deny, options.egress_permit)
-        asyncio.run(serve(options.state, options.templates, options.api_uid, floor, options.resolver))
+        egress = Egress() if options.egress_fd is None else egress_from(options.egress_fd)
+        asyncio.run(serve(options.state, options.templates, options.api_uid, egress))
     except RingfenceError as error:
         sys.stderr.write(f"error[{error.code}]: {error.cause}\n")
         return 1

@@ -90,6 +90,7 @@ class Live:
             "labels": self.labels,
             "limits": limits,
             "egress": policy_to(self.egress),
+            "egress_gateway": self.egress.gateway,
             "created_at": self.created_at,
             "expires_at": self.expires_at,
             "layers": list(self.started.layers),

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from, policy_to
 from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFault, RingfenceError, SandboxLost
+from ringfence.domain.gateways import agreed
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
@@ -50,6 +51,8 @@ class Settings:
     max_sandboxes: int = 8192
     starts_at_once: int = field(default_factory=lambda: 2 * (os.cpu_count() or 1))
     floor: Floor = DEFAULT_FLOOR  # below every tenant's egress policy
+    learn: bool = False  # whether a policy may let everything above it pass
+    gateways: frozenset[str] = frozenset()  # by which sandboxes may leave
 
 
 def shape_of(limits: Limits) -> tuple[float, ...]:
@@ -227,10 +230,18 @@ class Supervisor:
     # -- what it may reach ----------------------------------------------------------------------------------
 
     def _policy(self, ask: dict[str, Any]) -> Policy:
-        """What was asked for, checked again on this side of the socket; else what the template says."""
+        """What was asked for, checked again on this side of the socket; else what the template says, judged here."""
+        template = self._built(ask["template"]).template
         if "egress" in ask:
-            return policy_from(ask["egress"], self.settings.floor)
-        return self._built(ask["template"]).template.egress
+            policy = policy_from(ask["egress"], self.settings.floor, learn=self.settings.learn)
+        elif template.egress.networked:
+            policy = policy_from(policy_to(template.egress), self.settings.floor)
+        else:
+            return template.egress
+        gateway = agreed(str(ask.get("egress_gateway", "")), template.egress_gateway, template.name)
+        if gateway and gateway not in self.settings.gateways:
+            raise BadRequest(f"no egress gateway {gateway!r:.80} here", code="unknown_gateway")
+        return dataclasses.replace(policy, gateway=gateway)
 
     async def _allow_first(self, live: Live, policy: Policy) -> None:
         """Nobody gets a sandbox whose policy is not in force: it would have none, or its predecessor's."""
@@ -251,7 +262,8 @@ class Supervisor:
 
         Raises BadRequest for a bad policy, and for a sandbox that was made without a network.
         """
-        policy = policy_from(wanted, self.settings.floor)
+        policy = policy_from(wanted, self.settings.floor, learn=self.settings.learn)
+        policy = dataclasses.replace(policy, gateway=live.egress.gateway)  # which no policy changes
         if not live.spec.networked:
             raise BadRequest(
                 "this sandbox was made without a network and cannot get one",

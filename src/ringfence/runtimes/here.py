@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor
+from ringfence.domain.gateways import Gateway
 from ringfence.network.network import Network
 from ringfence.runtimes.base import Runtime
 from ringfence.runtimes.jail.cgroups.detect import detect
@@ -29,7 +31,14 @@ class Here:
     warnings: dict[str, str]  # name -> what should be newer
 
 
-def runtimes(instance: str, templates: Path, *, floor: Floor = DEFAULT_FLOOR, resolvers: Sequence[str] = ()) -> Here:
+def runtimes(
+    instance: str,
+    templates: Path,
+    *,
+    floor: Floor = DEFAULT_FLOOR,
+    resolvers: Sequence[str] = (),
+    gateways: Mapping[str, Gateway] = MappingProxyType({}),
+) -> Here:
     """Open every runtime. Needs a running loop.
 
     Each has groups of its own, named after `instance`, so that each clears up what is its own. Asks every container
@@ -38,7 +47,8 @@ def runtimes(instance: str, templates: Path, *, floor: Floor = DEFAULT_FLOOR, re
     """
     privileged = os.geteuid() == 0
     servers = tuple((address, 53) for address in resolvers)
-    network = Network(floor=floor, resolvers=servers) if privileged else None  # opened when it is first needed
+    # Opened when it is first needed.
+    network = Network(floor=floor, resolvers=servers, gateways=gateways) if privileged else None
     present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged, network=network)]
     if not privileged:
         return Here(tuple(present), dict.fromkeys(BY_TOOL, "it needs root"), {})

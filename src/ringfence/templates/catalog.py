@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ringfence.domain.egress import policy_to
+from ringfence.domain.egress import NO_FLOOR, Floor, policy_to
 from ringfence.domain.errors import BadRequest, NotFound, PlatformFault, RingfenceError
 from ringfence.domain.template import Template, template_from, template_from_toml
 
@@ -35,8 +35,11 @@ def builtin_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in BUILTIN.iterdir() if file.name.endswith(".toml"))
 
 
-def recipe_named(word: str) -> Template:
-    """Read a template's recipe: a built-in one by its name, any other by the path of its .toml file."""
+def recipe_named(word: str, floor: Floor = NO_FLOOR) -> Template:
+    """Read a template's recipe: a built-in one by its name, any other by the path of its .toml file.
+
+    What it wants to reach is judged by `floor`, where the operator's is known, and again where it is used.
+    """
     if word in builtin_names():
         return template_from_toml((BUILTIN / f"{word}.toml").read_text("utf-8"))
     if not word.endswith(".toml"):
@@ -51,7 +54,7 @@ def recipe_named(word: str) -> Template:
         raise BadRequest(f"cannot read template file {word}: {error}", code="bad_template") from None
     if len(text) > RECIPE_FILE_BYTES:
         raise BadRequest(f"template file {word} is larger than 64 KiB", code="bad_template")
-    return template_from_toml(text)
+    return template_from_toml(text, floor)
 
 
 def template_fields(template: Template) -> dict[str, Any]:

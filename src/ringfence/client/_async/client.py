@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from ringfence import wire
+from ringfence import wire, wire_egress
 from ringfence.client import calls
 from ringfence.client._async.link import pause
 from ringfence.client._async.stream import AsyncStream, OnText, run_ended
@@ -123,6 +123,25 @@ class AsyncClient:
     async def runtimes(self, *, deadline: float | None = None) -> list[wire.Runtime]:
         """Every way to isolate that the server knows, and which layers are in force there."""
         return (await self.fetch(wire.RuntimeList, calls.runtimes(), deadline)).runtimes
+
+    async def check_egress(self, egress: wire.Egress, *, deadline: float | None = None) -> wire_egress.EgressChecked:
+        """What an egress policy means there; of one that is refused, which rules and why."""
+        return await self.fetch(wire_egress.EgressChecked, calls.check_egress(egress), deadline)
+
+    async def learned_egress(
+        self, *ids: str, generalise: bool = False, deadline: float | None = None
+    ) -> wire_egress.EgressLearned:
+        """The least egress policy for what these runs and sandboxes did, with its evidence."""
+        call = calls.learned_egress(ids, generalise=generalise)
+        return await self.fetch(wire_egress.EgressLearned, call, deadline)
+
+    async def egress_bundles(self, *, deadline: float | None = None) -> list[wire_egress.EgressBundle]:
+        """Destinations that go by one name in a policy."""
+        return (await self.fetch(wire_egress.EgressBundleList, calls.egress_bundles(), deadline)).bundles
+
+    async def egress_gateways(self, *, deadline: float | None = None) -> list[wire_egress.EgressGateway]:
+        """The gateways by which sandboxes of this key's tenant may leave."""
+        return (await self.fetch(wire_egress.EgressGatewayList, calls.egress_gateways(), deadline)).gateways
 
     async def status(self, *, deadline: float | None = None) -> wire.Status:
         """How the server is, as this key may know it."""

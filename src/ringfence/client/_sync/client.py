@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from ringfence import wire
+from ringfence import wire, wire_egress
 from ringfence.client import calls
 from ringfence.client._sync.link import pause
 from ringfence.client._sync.stream import OnText, Stream, run_ended
@@ -125,6 +125,25 @@ class Client:
     def runtimes(self, *, deadline: float | None = None) -> list[wire.Runtime]:
         """Every way to isolate that the server knows, and which layers are in force there."""
         return (self.fetch(wire.RuntimeList, calls.runtimes(), deadline)).runtimes
+
+    def check_egress(self, egress: wire.Egress, *, deadline: float | None = None) -> wire_egress.EgressChecked:
+        """What an egress policy means there; of one that is refused, which rules and why."""
+        return self.fetch(wire_egress.EgressChecked, calls.check_egress(egress), deadline)
+
+    def learned_egress(
+        self, *ids: str, generalise: bool = False, deadline: float | None = None
+    ) -> wire_egress.EgressLearned:
+        """The least egress policy for what these runs and sandboxes did, with its evidence."""
+        call = calls.learned_egress(ids, generalise=generalise)
+        return self.fetch(wire_egress.EgressLearned, call, deadline)
+
+    def egress_bundles(self, *, deadline: float | None = None) -> list[wire_egress.EgressBundle]:
+        """Destinations that go by one name in a policy."""
+        return (self.fetch(wire_egress.EgressBundleList, calls.egress_bundles(), deadline)).bundles
+
+    def egress_gateways(self, *, deadline: float | None = None) -> list[wire_egress.EgressGateway]:
+        """The gateways by which sandboxes of this key's tenant may leave."""
+        return (self.fetch(wire_egress.EgressGatewayList, calls.egress_gateways(), deadline)).gateways
 
     def status(self, *, deadline: float | None = None) -> wire.Status:
         """How the server is, as this key may know it."""

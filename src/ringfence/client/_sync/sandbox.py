@@ -51,6 +51,7 @@ class Sandbox:
         isolation: str = "auto",
         egress: wire.Egress = None,
         start: Command | Mapping[str, Any] | None = None,
+        egress_gateway: str = "",
         client: Client | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -59,6 +60,7 @@ class Sandbox:
 
         `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
         `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
+        `egress_gateway` names the operator's gateway by which its connections leave.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -68,6 +70,7 @@ class Sandbox:
             ttl_seconds=float(ttl),
             egress=egress,
             start=calls.starting(start),
+            egress_gateway=egress_gateway,
         )
         return cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 

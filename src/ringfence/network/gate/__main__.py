@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 from typing import Any, Final
 
 from ringfence.domain.egress import Floor
+from ringfence.domain.gateways import gateway_from
 from ringfence.network import words
 from ringfence.network.gate.confine import confine, die_with_parent
 from ringfence.network.gate.gate import Gate
@@ -33,7 +34,8 @@ async def serve(control: socket.socket, doors: list[socket.socket], config: dict
     """Until the node hangs up."""
     reader, writer = await asyncio.open_connection(sock=control)
     servers = tuple((str(address), int(port)) for address, port in config["resolvers"])
-    gate = Gate(writer, Upstream(servers), floor_of(config["floor"]))
+    gateways = {name: gateway_from(name, table) for name, table in config["gateways"].items()}
+    gate = Gate(writer, Upstream(servers), floor_of(config["floor"]), gateways)
     gate.open(*doors)
     writer.write(words.encode({"ready": True}))
     parser = words.Parser(words.MOST_TO_GATE)

@@ -16,21 +16,22 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from ringfence.domain.egress import Floor, Rule
+from ringfence.domain.egress import MOST_PATH, Floor, Rule
 from ringfence.domain.egress import Protocol as Way
 from ringfence.network.gate import hello, http
-from ringfence.network.gate.guests import MOST_FLOWS, Guest, Seen, Tell
+from ringfence.network.gate.dialling import Down, dial
+from ringfence.network.gate.guests import MOST_FLOWS, PLACEHOLDERS, Guest, Seen, Tell
 from ringfence.network.gate.resolver import Resolver, Unresolved, own
 
 FIRST_SECONDS: Final = 15.0  # within which a client must have said where it wants to go
 POLITE_SECONDS: Final = 0.5  # to wait for words that can only change how a refusal is said
 TALKATIVE: Final = frozenset({80, 443, 8080, 8443})  # ports where the client speaks first, by all custom
-CONNECT_SECONDS: Final = 10.0
 LINGER_SECONDS: Final = 2.0  # within which a refusal must be read
 MOST_PIECES: Final = 64  # in which the first words may come
 CHUNK: Final = 64 * 1024
 MOST_DRAINED: Final = 1024  # chunks that nobody wants any more
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3))
+READABLE: Final = frozenset({Way.TLS, Way.HTTP})  # what first bytes can be
 _ORIGINAL: Final = 80  # SO_ORIGINAL_DST
 _PLACE: Final = struct.Struct(">2xH4s8x")
 _RESET: Final = struct.pack("=ii", 1, 0)
@@ -43,6 +44,10 @@ class Denied(Exception):
         super().__init__(reason)
         self.name = name
         self.way = way
+
+
+class Unruled(Denied):
+    """No rule allows it: what a rehearsal is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ class Flow:
         self._sent = 0
         self._received = 0
         self._why_cut = ""
+        self._heard = b""  # the client's first words
+        self._asked = ("", "")  # method and path of a plain request
 
     # -- what its guest may do to it ------------------------------------------------------------------------
 
@@ -111,7 +118,7 @@ class Flow:
         try:
             await self._serve()
         except Denied as error:
-            self._say("denied", str(error), error.name, error.way)
+            self._say("denied", str(error), error.name, error.way, wanted=self._wanted(error))
             await self._refuse(error)
         except (OSError, TimeoutError) as error:
             self._say("failed", _words(error))
@@ -122,7 +129,16 @@ class Flow:
             self._guest.flows.discard(self)
             reset(self._connection)
 
-    def _say(self, verdict: str, reason: str, name: str = "", way: Way = Way.TCP) -> None:
+    def _wanted(self, error: Denied) -> str:
+        """In a rehearsal: the rule that would have allowed it. A name that was never resolved here could not be one."""
+        if not self._guest.asker.rehearses or not isinstance(error, Unruled):
+            return ""
+        named = error.name and self._guest.pins.was_given(error.name, self._address)
+        if named:
+            return Rule(error.name, ports=(self._port,), protocol=error.way).text
+        return Rule(cidr=f"{self._address}/32", ports=(self._port,), protocol=Way.TCP).text
+
+    def _say(self, verdict: str, reason: str, name: str = "", way: Way = Way.TCP, wanted: str = "") -> None:
         grant = self._grant
         seen = Seen(
             verdict,
@@ -130,11 +146,12 @@ class Flow:
             grant.name if grant else name,
             str(grant.address if grant else self._address),
             self._port,
-            grant.rule.text if grant else "",
+            grant.rule.text if grant else wanted,
             reason or (grant.rule.reason if grant else ""),
             self._sent,
             self._received,
             round(time.monotonic() - self._began, 3),
+            *self._asked,
         )
         self._tell(self._guest, seen)
 
@@ -166,14 +183,19 @@ class Flow:
         try:
             grant = self._by_address()
         except Denied as why:
-            if self._port not in TALKATIVE:
+            if self._port not in TALKATIVE and not self._guest.asker.rehearses:
                 raise
             raise await self._in_its_language(why) from None
+        if grant is None and self._guest.asker.learns:
+            return await self._learned()
         return grant or await self._read(self._guest.asker.reads(self._port), FIRST_SECONDS)
 
     def _by_address(self) -> Grant | None:
         """What can be said before a word was heard; None if it depends on the client's words."""
         address, port = self._address, self._port
+        if self._guest.asker.rehearses and address in PLACEHOLDERS:
+            name = next(iter(self._guest.pins.names_of(address)), "")
+            raise Unruled(f"no rule for {name or address} at port {port}", name)
         if not self._floor.permits(address):
             raise Denied(f"{address} is private or otherwise below the operator's floor")
         rule = self._guest.asker.by_address(address, port)
@@ -185,8 +207,27 @@ class Flow:
             return Grant(pinned[1], address, name, Way.TCP, lambda g: g.asker.by_name(name, port, Way.TCP))
         if not self._guest.asker.reads(port):
             known = ", ".join(self._guest.pins.names_of(address)[:3])
-            raise Denied(f"no rule for {known or address} at port {port}", known)
+            raise Unruled(f"no rule for {known or address} at port {port}", known)
         return None
+
+    async def _learned(self) -> Grant:
+        """While learning: where its words say, else to the name its address was given for, else just there."""
+        address, port = self._address, self._port
+        name = next(iter(self._guest.pins.names_of(address)), "")
+        if name:
+            try:
+                return await self._read(READABLE, FIRST_SECONDS if port in TALKATIVE else POLITE_SECONDS)
+            except Denied as why:
+                if why.way is not Way.TCP:
+                    raise
+
+        def again(guest: Guest) -> Rule | None:
+            return guest.asker.otherwise(name, address, port)
+
+        rule = again(self._guest)
+        if rule is None:
+            raise Denied("the policy was changed", name)
+        return Grant(rule, address, name, Way.TCP, again, self._heard)
 
     async def _in_its_language(self, why: Denied) -> Denied:
         """The same refusal, as one that the client understands, if it says at once which language is its own."""
@@ -194,7 +235,7 @@ class Flow:
             await self._read(frozenset(), POLITE_SECONDS)
         except Denied as heard:
             if heard.way is not Way.TCP:
-                below = not self._floor.permits(self._address)
+                below = not self._floor.permits(self._address) and not isinstance(why, Unruled)
                 return Denied(str(why), heard.name, heard.way) if below else heard
         return why
 
@@ -208,6 +249,7 @@ class Flow:
                     if not more:
                         raise Denied("the client left before it said where it wants to go")
                     data += more
+                    self._heard = data
                     grant = await self._by_first_bytes(data, ways)
                     if grant is not None:
                         return grant
@@ -231,7 +273,7 @@ class Flow:
             return None
         rule = self._guest.asker.by_name(name, self._port, Way.TLS) if Way.TLS in ways else None
         if rule is None or not self._floor.permits_name(name):
-            raise Denied(f"no rule for TLS to {name} at port {self._port}", name, Way.TLS)
+            raise Unruled(f"no rule for TLS to {name} at port {self._port}", name, Way.TLS)
         port, address = self._port, await self._address_of(name, Way.TLS)
         return Grant(rule, address, name, Way.TLS, lambda g: g.asker.by_name(name, port, Way.TLS), data)
 
@@ -247,9 +289,10 @@ class Flow:
             raise Denied(f"not a plain request: {error}", way=Way.HTTP) from None
         if head.port != self._port:
             raise Denied(f"its Host is for port {head.port}, but it came to {self._port}", head.host, Way.HTTP)
+        self._asked = head.method, head.path[: MOST_PATH + 1]
         rule = self._by_request(self._guest, head) if Way.HTTP in ways else None
         if rule is None or not self._floor.permits_name(head.host):
-            raise Denied(f"no rule for {head.method} http://{head.host}{head.path:.200}", head.host, Way.HTTP)
+            raise Unruled(f"no rule for {head.method} http://{head.host}{head.path:.200}", head.host, Way.HTTP)
         address = await self._address_of(head.host, Way.HTTP)
         return Grant(rule, address, head.host, Way.HTTP, lambda g: self._by_request(g, head), first, body)
 
@@ -276,18 +319,15 @@ class Flow:
         """A connection to exactly the address that was judged."""
         if not self._floor.permits(grant.address) or own(grant.address):
             raise Denied(f"{grant.address} is this host's own, or below the operator's floor", grant.name, grant.way)
-        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            for each in (server, self._connection):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for option, value in KEEPALIVE:
-                    each.setsockopt(socket.IPPROTO_TCP, option, value)
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await asyncio.get_running_loop().sock_connect(server, (str(grant.address), self._port))
-        except BaseException:
-            server.close()
-            raise
+            server = await dial(self._guest.gateway, grant.address, self._port)
+        except Down as down:
+            raise Denied(str(down), grant.name, grant.way) from None
+        for each in (server, self._connection):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option, value in KEEPALIVE:
+                each.setsockopt(socket.IPPROTO_TCP, option, value)
         return server
 
     async def _carry(self, server: socket.socket, grant: Grant) -> None:

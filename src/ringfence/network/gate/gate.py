@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ringfence.domain.egress import Asker, Floor, policy_from
 from ringfence.domain.errors import RingfenceError
+from ringfence.domain.gateways import Gateway
 from ringfence.network import words
 from ringfence.network.gate.flows import Flow, reset
 from ringfence.network.gate.guests import Guest, Seen
@@ -26,8 +27,11 @@ PAUSE_SECONDS: Final = 0.2  # when there are no descriptors left
 class Gate:
     """All guests, all flows."""
 
-    def __init__(self, control: asyncio.StreamWriter, upstream: Upstream, floor: Floor) -> None:
+    def __init__(
+        self, control: asyncio.StreamWriter, upstream: Upstream, floor: Floor, gateways: dict[str, Gateway]
+    ) -> None:
         self._control = control
+        self._gateways = gateways
         self._floor = floor
         self._guests: dict[str, Guest] = {}
         self._resolver = Resolver(upstream, floor, self.tell)
@@ -58,15 +62,18 @@ class Gate:
             guest = self._guests.pop(address, None)
             if guest is not None:
                 guest.leave()
+                if guest.pace.swallowed:
+                    self._control.write(words.encode(Seen("unrecorded", "").words(guest)))
             return
-        policy = policy_from(message["policy"], self._floor)
+        policy = policy_from(message["policy"], self._floor, learn=True)  # the node has judged whether it may
+        gateway = self._gateways[message["gateway"]] if message.get("gateway") else None
         known = self._guests.get(address)
         if known is not None and known.id == message["sandbox"]:
             known.adopt(policy)
             return
         if known is not None:
             known.leave()
-        self._guests[address] = Guest(str(message["sandbox"]), IPv4Address(address), Asker.of(policy))
+        self._guests[address] = Guest(str(message["sandbox"]), IPv4Address(address), Asker.of(policy), gateway)
 
     # -- the sandboxes' side --------------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, Protocol
 
-from ringfence.domain.egress import NOTHING, Asker, Policy, Rule
+from ringfence.domain.egress import NOTHING, Asker, Mode, Policy, Rule
 from ringfence.domain.egress import Protocol as Way
+from ringfence.domain.gateways import Gateway
 
 MOST_NAMES: Final = 1024  # remembered for one sandbox; the longest unasked is forgotten
 MOST_FLOWS: Final = 256
@@ -18,6 +19,10 @@ MOST_QUESTIONS: Final = 64  # of one sandbox under way at once
 STALE_SECONDS: Final = 300.0  # how long beyond its time an address may still be connected to, where it alone counts
 EVENTS_PER_SECOND: Final = 10.0
 EVENTS_BURST: Final = 200.0
+STUDY_PER_SECOND: Final = 50.0  # the same, while a policy is learnt or rehearsed: what is not told is not learnt
+STUDY_BURST: Final = 2000.0
+# What names without a rule resolve to in a rehearsal: of the sandboxes' own range, but of none of them.
+PLACEHOLDERS: Final = IPv4Network("198.19.0.0/16")
 
 
 class Cuttable(Protocol):
@@ -69,6 +74,10 @@ class Pins:
         """Whether the sandbox has ever been told this address for this name."""
         return address in self._given.get(name, ())
 
+    def given(self, name: str) -> IPv4Address | None:
+        """An address that was given for a name, if any was."""
+        return next(iter(self._given.get(name, ())), None)
+
     def names_of(self, address: IPv4Address) -> list[str]:
         """The names for which this address was given, and not too long ago."""
         oldest = self._clock() - STALE_SECONDS
@@ -103,6 +112,12 @@ class Pace:
         return True
 
 
+def pace_of(policy: Policy) -> Pace:
+    """How many events a sandbox with this policy may cause."""
+    studies = policy.mode in {Mode.LEARN, Mode.REHEARSE}
+    return Pace(STUDY_PER_SECOND, STUDY_BURST) if studies else Pace(EVENTS_PER_SECOND, EVENTS_BURST)
+
+
 @dataclass(eq=False)
 class Guest:
     """One sandbox."""
@@ -110,11 +125,16 @@ class Guest:
     id: str
     address: IPv4Address
     asker: Asker
+    gateway: Gateway | None = None  # by which its connections leave
     pins: Pins = field(default_factory=Pins)
-    pace: Pace = field(default_factory=lambda: Pace(EVENTS_PER_SECOND, EVENTS_BURST))
+    pace: Pace = field(init=False)
     flows: set[Cuttable] = field(default_factory=set)
     questions: int = 0
     bytes: int = 0
+    pretended: int = 0  # names that were given an address that nobody has
+
+    def __post_init__(self) -> None:
+        self.pace = pace_of(self.asker.policy)
 
     @property
     def spent(self) -> bool:
@@ -130,10 +150,24 @@ class Guest:
                 return name, rule
         return None
 
+    def pretend(self, name: str, ttl: float) -> Pinned:
+        """Pin a name to an address that nobody has: a connection to it comes here, and goes nowhere."""
+        known = self.pins.given(name)
+        if known is None:
+            self.pretended = self.pretended % (PLACEHOLDERS.num_addresses - 2) + 1
+            known = PLACEHOLDERS.network_address + self.pretended
+        self.pins.pin(name, (known,), ttl)
+        return Pinned((known,), 0)
+
     def adopt(self, policy: Policy) -> None:
         """Take a changed policy: what it does not allow any more ends now."""
+        if policy.mode is not self.asker.policy.mode:
+            swallowed, self.pace = self.pace.swallowed, pace_of(policy)
+            self.pace.swallowed = swallowed
+            if self.asker.rehearses:
+                self.pins = Pins()  # what it was told was not so
         self.asker = Asker.of(policy)
-        self.pins.keep(lambda name: bool(self.asker.named(name)))
+        self.pins.keep(self.asker.resolves)
         for flow in list(self.flows):
             if not flow.still_allowed():
                 flow.cut("the policy was changed")
@@ -159,6 +193,8 @@ class Seen:
     sent: int = 0
     received: int = 0
     seconds: float = 0.0
+    method: str = ""  # of a plain request
+    path: str = ""
 
     def words(self, guest: Guest) -> dict[str, Any]:
         """For the node."""

@@ -11,7 +11,7 @@ import socket
 from ipaddress import IPv4Address
 from typing import Final
 
-from ringfence.domain.egress import Floor
+from ringfence.domain.egress import LEARNED, Floor
 from ringfence.network.gate import dns
 from ringfence.network.gate.guests import MOST_QUESTIONS, Guest, Pinned, Seen, Tell
 from ringfence.network.gate.upstream import NoAnswer, Upstream
@@ -47,6 +47,9 @@ class Resolver:
         known = guest.pins.fresh(name)
         if known is not None:
             return known
+        if guest.asker.rehearses and not guest.asker.named(name):
+            self._tell(guest, Seen("denied", "dns", name, "", 53, reason="no rule names it"))
+            return guest.pretend(name, MOST_TTL)
         task = self._asking.get((guest, name))
         if task is None:
             task = self._asking[guest, name] = asyncio.get_running_loop().create_task(self._ask(guest, name))
@@ -72,7 +75,9 @@ class Resolver:
             worst = answer.addresses[0]
             self._tell(guest, Seen("denied", "dns", name, str(worst), 53, reason=f"{worst} is below the floor"))
             raise Unresolved(dns.REFUSED, f"its address {worst} is private or otherwise below the operator's floor")
-        if guest.asker.named(name):  # still: the policy may have been changed while we waited
+        if guest.asker.learns and not guest.asker.named(name):
+            self._tell(guest, Seen("allowed", "dns", name, str(good[0]), 53, reason=LEARNED))
+        if guest.asker.resolves(name):  # still: the policy may have been changed while we waited
             guest.pins.pin(name, good, max(LEAST_TTL, min(MOST_TTL, answer.ttl)))
         return guest.pins.fresh(name) or Pinned(good, 0)
 
@@ -102,7 +107,7 @@ class Resolver:
             return f"the name {query.bad_name}"
         if not self._floor.permits_name(query.name):
             return "the name is below the operator's floor"
-        if not guest.asker.named(query.name):
+        if not guest.asker.resolves(query.name):
             return "the name is not on this sandbox's list"
         if query.kind != dns.A and query.kind not in EMPTY:
             return f"only addresses are answered, not records of type {query.kind}"
