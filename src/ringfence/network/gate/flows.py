@@ -318,6 +318,7 @@ class Flow:
     async def _connected(self, grant: Grant) -> socket.socket:
         """A connection to exactly the address that was judged."""
         if not self._floor.permits(grant.address) or own(grant.address):
+            self._grant = None  # no rule allows it, whatever it says
             raise Denied(f"{grant.address} is this host's own, or below the operator's floor", grant.name, grant.way)
         try:
             server = await dial(self._guest.gateway, grant.address, self._port)
