@@ -206,3 +206,13 @@ def test_learning_needs_the_operators_word() -> None:
         policy_from({"mode": "learn"}, Floor())
     assert "rehearse" in found.value.remediation
     assert policy_from({"mode": "rehearse"}, Floor()).networked
+
+
+def test_a_name_of_another_alphabet_is_read_by_the_gate(lab: Lab) -> None:
+    """The gate has no file system to look for anything in when the first such name comes."""
+    name = "xn--bcher-kva.example.com"
+    sandbox = studied(lab, "rehearse", "alphabet")
+    (pretended,) = sandbox.addresses(name)
+    assert refused(sandbox, pretended, 80, get(name, "/x")) < 2
+    expected = {f"{name}:80/http GET /x"}
+    assert eventually(lambda: wanted(learnt(lab, sandbox)) == expected), wanted(learnt(lab, sandbox))

@@ -235,6 +235,8 @@ class Flow:
             await self._read(frozenset(), POLITE_SECONDS)
         except Denied as heard:
             if heard.way is not Way.TCP:
+                if self._guest.asker.rehearses and isinstance(why, Unruled) and not why.name:
+                    return Unruled(str(why), heard.name, heard.way)  # by its address alone a rule could allow it
                 below = not self._floor.permits(self._address) and not isinstance(why, Unruled)
                 return Denied(str(why), heard.name, heard.way) if below else heard
         return why
