@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
-TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables curl nodejs
+TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables curl nodejs microsocks tinyproxy-bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench fuzz compat test-cgroup-v2 clean

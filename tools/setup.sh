@@ -43,6 +43,8 @@ missing_packages() {
     fi
     command -v mmdebstrap >/dev/null || echo mmdebstrap
     command -v mount >/dev/null || echo mount
+    # Egress policies need it, and only root's server has them.
+    [ "$(id -u)" != 0 ] || [ -x /usr/sbin/nft ] || echo nftables
     # The templates are Debian 13: an early Debian 12 does not know its keys yet.
     dpkg --compare-versions "$(dpkg-query -W -f '${Version}' debian-archive-keyring 2>/dev/null)" ge 2023.3+deb12u2 \
         || echo debian-archive-keyring

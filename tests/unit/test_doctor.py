@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ringfence.doctor import features, host, report, trial
+from ringfence.doctor import features, host, network, report, trial
 from ringfence.doctor.features import Feature
+from ringfence.network import rules
 
 SETTINGS = {setting.name: setting for setting in host.SETTINGS}
 
@@ -131,3 +133,32 @@ def test_this_machines_report_is_json_and_complete(capsys: pytest.CaptureFixture
     assert {row["name"] for row in found["host"]} >= set(SETTINGS)
     assert {row["name"] for row in found["features"]} == {row[0] for row in features.FEATURES}
     assert found["runtimes"][0]["name"] == "jail"
+    assert set(found["network"]) == {"ok", "reason", "fix"}
+
+
+def test_whether_sandboxes_can_have_a_network_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is missing, in words, with what adds it; where nothing is missing it was opened and closed for real."""
+    found = network.examine()
+    assert found.ok or (found.reason and found.fix)
+    if os.geteuid() == 0 and os.access(rules.NFT, os.X_OK):
+        assert found == network.Found(ok=True)
+    monkeypatch.setattr(rules, "NFT", str(tmp_path / "nft"))
+    lacking = network.examine()
+    assert not lacking.ok
+    assert "root" in lacking.reason or "nft is missing" in lacking.reason
+    assert "nftables" in lacking.fix
+
+
+def test_a_network_that_does_not_open_is_no_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tool that fails is a reason, and nothing of the attempt is left."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    before = set(os.listdir("/proc/self/fd"))
+    broken = tmp_path / "nft"
+    broken.write_text("#!/bin/sh\necho no such chain >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(rules, "NFT", str(broken))
+    found = network.examine()
+    assert not found.ok
+    assert "no such chain" in found.reason
+    assert set(os.listdir("/proc/self/fd")) == before

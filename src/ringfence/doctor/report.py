@@ -2,7 +2,7 @@
 
 The exit code is 0 when every layer of the jail can be put in force, 1 when it runs with a layer missing (which one,
 and why, is said) or another runtime that is here does not run, 2 when the jail cannot run. The host's own settings are
-warned about and change no exit code.
+warned about and change no exit code, nor does a network that sandboxes cannot have: asking for one is then refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ringfence import config
-from ringfence.doctor import features, host, trial
+from ringfence.doctor import features, host, network, trial
 
 SOUND: Final = 0
 DEGRADED: Final = 1
@@ -51,6 +51,7 @@ def gather(templates: Path, attempt: Trial = trial.run) -> dict[str, Any]:
         "control_groups": features.cgroup_kind(Path("/proc/self/mountinfo").read_text()),
         "features": [dataclasses.asdict(feature) for feature in found],
         "runtimes": runtimes,
+        "network": dataclasses.asdict(network.examine()),
         "host": [dataclasses.asdict(finding) for finding in host.examine()],
     }
 
@@ -108,6 +109,12 @@ def _show(found: Mapping[str, Any], page: Page) -> None:
             page.line("hint", YELLOW, f"{feature['why']}; {feature['fix']}")
     for runtime in found["runtimes"]:
         _show_runtime(page, runtime)
+    page.title("Network for sandboxes, by egress policy")
+    if found["network"]["ok"]:
+        page.line("ok", GREEN, "the router and the gate were opened and closed")
+    else:
+        page.line("absent", YELLOW, found["network"]["reason"])
+        page.line("hint", YELLOW, found["network"]["fix"])
     page.title("Host settings: warnings, each with what mends it")
     for finding in found["host"]:
         if not finding["ok"]:
