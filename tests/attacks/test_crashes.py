@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from ringfence.attack.own_server import OwnServer
+from ringfence.network import rules
 from tests.attacks.conftest import TEMPLATES
 from tests.support import ledger
 
@@ -107,6 +108,41 @@ def test_a_killed_part_takes_its_sandboxes_along_and_the_server_recovers(own: Ow
         os.kill(pid, signal.SIGKILL)
     assert wait_for(lambda: not sleepers(own))
     assert wait_for(lambda: works(own), 60)
+
+
+def networked(server: OwnServer) -> bool:
+    """Make a sandbox that has a wire, and see that the gate stands behind it."""
+    headers = {"Authorization": f"Bearer {server.key}"}
+    body = {"egress": ["api.example.com"], "ttl_seconds": 300}
+    try:
+        made = httpx.post(f"{server.url}/v1/sandboxes", json=body, headers=headers, timeout=60, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return made.status_code == 201
+
+
+@pytest.mark.row(150)
+@pytest.mark.skipif(not os.access(rules.NFT, os.X_OK), reason="needs nftables")
+@pytest.mark.parametrize("victim", [ledger.GATE, "ringfence.node", "ringfence serve"])
+def test_a_killed_part_leaves_no_gate_and_no_router(victim: str) -> None:
+    """The gate, the node or all of it: no gate outlives its node, no namespace its gate; the next take over."""
+    before = ledger.snapshot(NOWHERE)
+    with OwnServer(TEMPLATES) as server:
+        instance = ledger.instance_of(server.state)
+        assert networked(server)
+        (gate,) = ledger.gates_of(instance)
+        assert len(ledger.routers_of(server.state)) == 1
+        assert server.process is not None
+        for pid in [server.process.pid] if victim == "ringfence serve" else named(server, victim):
+            os.kill(pid, signal.SIGKILL)
+        assert wait_for(lambda: gate not in ledger.gates_of(instance))
+        if victim == "ringfence serve":
+            server.process.wait(10)
+            assert wait_for(lambda: not ledger.routers_of(server.state))
+            server.restart()
+        assert wait_for(lambda: networked(server), 60)
+        assert wait_for(lambda: len(ledger.gates_of(instance)) == 1)
+    assert ledger.settle(server.state, before) == []
 
 
 def test_a_killed_server_leaves_no_program_behind() -> None:

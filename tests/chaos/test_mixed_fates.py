@@ -133,7 +133,7 @@ def parts(server: OwnServer) -> dict[str, ledger.Process]:
     assert server.process is not None
     for pid in ledger.tree(server.process.pid):
         words = ledger._text(f"/proc/{pid}/cmdline").replace("\0", " ")
-        for name in ("ringfence.node", "ringfence.api"):
+        for name in ("ringfence.node", "ringfence.api", ledger.GATE):
             if f"-m {name}" in words:
                 found[name] = ledger.process(pid)
     return found

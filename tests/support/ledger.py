@@ -118,25 +118,54 @@ def _others(pid: int, instance: str) -> bool:
     return "/ringfence/" in group and f"/ringfence/{instance}" not in group
 
 
+GATE = "ringfence.network.gate"
+
+
+def gates_of(instance: str) -> set[int]:
+    """The gates of this server: each has its name on its command line, and a user that is no sandbox's."""
+    return {pid for pid in pids() if _text(f"/proc/{pid}/cmdline").endswith(f"{GATE}\0{instance}\0")}
+
+
+def _other_servers(pid: int, state: Path) -> bool:
+    """Whether a process is another server's gate, or the node from which its router hangs."""
+    words = _text(f"/proc/{pid}/cmdline")
+    gate = GATE in words and f"\0{instance_of(state)}\0" not in words
+    return gate or ("-m\0ringfence.node" in words and str(state) not in words)
+
+
+def routers_of(state: Path) -> set[str]:
+    """Network namespaces that threads of this server's own processes are in, or hold by a descriptor."""
+    found, host = set(), os.readlink("/proc/self/ns/net")
+    for pid in pids():
+        words = _text(f"/proc/{pid}/cmdline")
+        if str(state) not in words and f"{GATE}\0{instance_of(state)}\0" not in words:
+            continue
+        for place in (*Path(f"/proc/{pid}").glob("task/*/ns/net"), *Path(f"/proc/{pid}/fd").glob("*")):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(place))
+    return {name for name in found if name.startswith("net:[")} - {host}
+
+
 def _ringfences(pid: int) -> bool:
     """Whether a process is some server's or some sandbox's: by its name, its arguments or its user."""
     with contextlib.suppress(OSError):
         if os.stat(f"/proc/{pid}").st_uid >= UID_FLOOR:
             return True
-    ours = ("ringfence.node", "ringfence.api", "ringfence.runtimes")
+    ours = ("ringfence.node", "ringfence.api", "ringfence.runtimes", "ringfence.network")
     return _text(f"/proc/{pid}/comm").startswith("ringfence") or any(w in _text(f"/proc/{pid}/cmdline") for w in ours)
 
 
-def _namespaces(instance: str) -> set[str]:
-    """Namespaces, other than the host's, that processes hold which could be ours."""
+def _namespaces(state: Path) -> set[str]:
+    """Namespaces, other than the host's, that processes hold which could be ours; the router's among them."""
+    instance = instance_of(state)
     host = {os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES}
     found = set()
     for pid in pids():
-        if _ringfences(pid) and not _others(pid, instance):
+        if _ringfences(pid) and not _others(pid, instance) and not _other_servers(pid, state):
             for kind in NAMESPACES:
                 with contextlib.suppress(OSError):
                     found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
-    return found - host
+    return (found | routers_of(state)) - host
 
 
 def _system_v() -> set[str]:
@@ -172,14 +201,14 @@ def snapshot(state: Path) -> Ledger:
         pid
         for pid in pids()
         if f"/ringfence/{instance}" in group_of(pid) or str(state) in _text(f"/proc/{pid}/cmdline")
-    }
+    } | gates_of(instance)
     zombies = {pid for pid in ours if "State:\tZ" in _text(f"/proc/{pid}/status")}
     return Ledger(
         processes=frozenset(f"process {pid} {_text(f'/proc/{pid}/comm').strip()}" for pid in ours - zombies),
         zombies=frozenset(f"zombie {pid}" for pid in zombies),
         cgroups=frozenset(groups_of(instance)),
         mounts=frozenset(_mounts()),
-        namespaces=frozenset(_namespaces(instance)),
+        namespaces=frozenset(_namespaces(state)),
         system_v=frozenset(_system_v()),
         shared_memory=frozenset(_names("/dev/shm")),
         queues=frozenset(_names("/dev/mqueue")),

@@ -74,15 +74,18 @@ class Process:
         self.pidfd = os.pidfd_open(pid)
 
     @classmethod
-    def launch(cls, doors: Doors, config: dict[str, Any]) -> Process:
-        """Start it in the network namespace of the calling thread, and give the doors away."""
+    def launch(cls, doors: Doors, config: dict[str, Any], name: str) -> Process:
+        """Start it in the network namespace of the calling thread, and give the doors away.
+
+        `name` is on its command line for people and for whoever counts what is left; it reads it not.
+        """
         ours, theirs = socket.socketpair()
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_DUP2, 2, 1),
             (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
         ]
-        argv = [sys.executable, "-B", "-s", "-m", GATE]
+        argv = [sys.executable, "-B", "-s", "-m", GATE, *([name] if name else [])]
         try:
             pid = os.posix_spawn(sys.executable, argv, {"PYTHONPATH": str(_SOURCE)}, file_actions=actions)
             socket.send_fds(ours, [json.dumps(config).encode()], [door.fileno() for door in doors.all])
@@ -134,10 +137,12 @@ class Keeper:
         floor: Floor,
         heard: Callable[[Event], None],
         gateways: Mapping[str, Gateway] = MappingProxyType({}),
+        name: str = "",
     ) -> None:
         self._doors = doors
         self._floor = floor
         self._heard = heard
+        self._name = name
         self._config = {
             "resolvers": [list(server) for server in resolvers],
             "floor": {
@@ -182,7 +187,7 @@ class Keeper:
 
     async def _one_life(self) -> None:
         """Start a gate, tell it everything there is to know, hear it until it is gone."""
-        process = self._process = Process.launch(await self._doors(), self._config)
+        process = self._process = Process.launch(await self._doors(), self._config, self._name)
         try:
             reader, self._writer = await process.connect()
             parser = words.Parser(words.MOST_TO_NODE)

@@ -39,12 +39,16 @@ class Network:
         floor: Floor = DEFAULT_FLOOR,
         resolvers: tuple[tuple[str, int], ...] = (),
         gateways: Mapping[str, Gateway] = MappingProxyType({}),
+        name: str = "",
     ) -> None:
-        """`resolvers` are asked for allowed names; none given means the host's own. `gateways` may be left by."""
+        """`resolvers` are asked for allowed names; none given means the host's own. `gateways` may be left by.
+
+        `name` tells this node's gate from another's.
+        """
         self.floor = floor
         self._router = Router()
         servers = resolvers or resolvers_of(RESOLV_CONF.read_text() if RESOLV_CONF.exists() else "")
-        self._keeper = Keeper(self._router.doors, servers, floor, self._heard, gateways)
+        self._keeper = Keeper(self._router.doors, servers, floor, self._heard, gateways, name)
         self._listeners: list[Callable[[Event], None]] = []
         self._opening = asyncio.Lock()
         self._is_open = False
