@@ -63,7 +63,7 @@ ONLY = {
     "ringfence.wire": ("ringfence.domain",),
     "ringfence.wire_egress": ("ringfence.wire",),
     "ringfence.runtimes.base": ("ringfence.domain",),
-    "ringfence.store.base": ("ringfence.domain", "ringfence.wire"),
+    "ringfence.store.base": ("ringfence.domain", "ringfence.wire", "ringfence.wire_egress"),
     "ringfence.engine": (
         "ringfence.engine",
         "ringfence.domain",

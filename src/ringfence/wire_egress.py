@@ -102,3 +102,25 @@ class EgressGatewayList(Answer, frozen=True):
     """The gateways a tenant may use."""
 
     gateways: list[EgressGateway]
+
+
+class EgressSum(Answer, frozen=True):
+    """What went to one destination from `time` on, for one step."""
+
+    time: float
+    place: str
+    protocol: str
+    port: int
+    times: int
+    denied: int
+    sent: int
+    received: int
+
+
+class EgressReport(Answer, frozen=True):
+    """A tenant's connections by destination and time, of at most its newest `most` that were told of."""
+
+    since: float
+    step: float
+    most: int
+    sums: list[EgressSum]

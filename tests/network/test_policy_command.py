@@ -227,6 +227,22 @@ def test_bundles_and_gateways_are_listed(server: Served, client: Client) -> None
     assert b"no egress gateway 'office'" in ran.stderr
 
 
+def test_what_went_where_is_summed(server: Served, client: Client) -> None:
+    """By destination and step of time, for its own tenant alone; bounds are checked."""
+    run = client.run(REACH, egress={"mode": "rehearse"})
+    client.learned_egress(run.id)  # everything was told of
+    sums = {(each.place, each.protocol): each for each in client.egress_report(3600, 60).sums}
+    assert sums["one.example.com", "http"].denied == sums["one.example.com", "http"].times >= 1
+    assert sums["45.33.1.20", "http"].port == 8081
+    assert all(each.time % 60 == 0 for each in sums.values())
+    with Client(server.url, key(server.state / "api" / "ringfence.db", "quiet")) as other:
+        assert other.egress_report().sums == []
+    for seconds, step in ((0, 60), (60, 0), (60, 1e12)):
+        with pytest.raises(BadRequest):
+            client.egress_report(seconds, step)
+    assert "one.example.com" in server.run("policy", "report", "--since", "1h").stdout.decode()
+
+
 def test_a_policy_file_reads_back(tmp_path: Path) -> None:
     """Whatever is in a reason or a note, as TOML and as JSON."""
     rule = {"domain": "a.example.com", "ports": [443], "protocol": "tls", "reason": 'odd "\\ ]] # é'}

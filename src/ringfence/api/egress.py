@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from litestar import get, post
-from litestar.params import JSONBody
+from litestar.params import JSONBody, QueryParameter
 
 from ringfence.api.auth import KEY
 from ringfence.api.context import AnyRequest, engine_of, tenant_of
 from ringfence.engine import egress
 from ringfence.wire import EgressRequest
-from ringfence.wire_egress import EgressBundleList, EgressChecked, EgressGatewayList, EgressLearned, EgressLearnRequest
+from ringfence.wire_egress import (
+    EgressBundleList,
+    EgressChecked,
+    EgressGatewayList,
+    EgressLearned,
+    EgressLearnRequest,
+    EgressReport,
+)
+
+Span = Annotated[float, QueryParameter(ge=1, le=10 * 366 * 86_400, description="How far to look back.")]
+Step = Annotated[float, QueryParameter(ge=1, le=366 * 86_400, description="How much time one row stands for.")]
 
 
 @post("/v1/egress/check", opt=KEY, status_code=200, tags=["egress"])
@@ -38,4 +48,10 @@ async def list_gateways(request: AnyRequest) -> EgressGatewayList:
     return EgressGatewayList(gateways=engine_of(request).egress.gateways(tenant_of(request)))
 
 
-ROUTES: Final[list[Any]] = [check_egress, learned_egress, list_bundles, list_gateways]
+@get("/v1/egress/report", opt=KEY, tags=["egress"])
+async def report_egress(request: AnyRequest, seconds: Span = 86_400.0, step: Step = 3600.0) -> EgressReport:
+    """What went where, in bytes and connections, by destination and step of time; of what was told of and is kept."""
+    return await engine_of(request).egress.report(tenant_of(request), seconds, step)
+
+
+ROUTES: Final[list[Any]] = [check_egress, learned_egress, list_bundles, list_gateways, report_egress]

@@ -16,9 +16,10 @@ from ringfence.cli.options import (
     egress_option,
     gateway_option,
     program_options,
+    seconds,
     server_options,
 )
-from ringfence.cli.output import ProgramOutput, Screen, size
+from ringfence.cli.output import ProgramOutput, Screen, moment, size
 from ringfence.cli.running import opened, options_of, program_of
 from ringfence.client import RunResult, Stream
 from ringfence.client.settings import configured
@@ -211,3 +212,25 @@ def gateways(shared: Shared) -> None:
 
 def _gateway_row(found: wire_egress.EgressGateway) -> tuple[str, ...]:
     return (found.name, found.kind, found.address, "yes" if found.pinned else "no")
+
+
+@policy.command()
+@click.option("--since", type=seconds, default="24h", show_default=True, metavar="TIME", help="How far to look back.")
+@click.option("--step", type=seconds, default="1h", show_default=True, metavar="TIME", help="What one row stands for.")
+@server_options
+def report(shared: Shared, since: float, step: float) -> None:
+    """Show what your sandboxes sent where, by destination and step of time."""
+    with shared.client() as client:
+        found = client.egress_report(since, step)
+    if shared.screen.json:
+        shared.screen.data(found)
+        return
+    columns = ("FROM", "DESTINATION", "PROTOCOL", "PORT", "TIMES", "DENIED", "SENT", "RECEIVED")
+    shared.screen.table(columns, map(_sum_row, found.sums))
+    if sum(each.times for each in found.sums) >= found.most:
+        shared.screen.say(f"only the newest {found.most} were counted", style="yellow")
+
+
+def _sum_row(each: wire_egress.EgressSum) -> tuple[str, ...]:
+    counts = (str(each.port), str(each.times), str(each.denied), size(each.sent), size(each.received))
+    return (moment(each.time), each.place, each.protocol, *counts)

@@ -221,6 +221,11 @@ def learned_egress(ids: Sequence[str], *, generalise: bool) -> Call:
     return _post("/egress/learned", request, repeatable=True)
 
 
+def egress_report(seconds: float, step: float) -> Call:
+    """GET what went where, by destination and step of time."""
+    return _get("/egress/report", ("seconds", float(seconds)), ("step", float(step)))
+
+
 def egress_bundles() -> Call:
     """GET every bundle."""
     return _get("/egress/bundles")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Final
 
 from ringfence import wire, wire_egress
@@ -109,6 +110,13 @@ class Egress:
             for name, each in sorted(self._policy.gateways.items())
             if name == pinned or (not pinned and each.serves(tenant))
         ]
+
+    async def report(self, tenant: str, seconds: float, step: float) -> wire_egress.EgressReport:
+        """What this tenant's connections came to, by destination and step of time."""
+        await self._store.flush()
+        since = time.time() - seconds
+        sums = self._store.egress_sums(tenant, since, step, MOST_EVENTS)
+        return wire_egress.EgressReport(since=since, step=step, most=MOST_EVENTS, sums=sums)
 
     async def learned(self, tenant: str, request: wire_egress.EgressLearnRequest) -> wire_egress.EgressLearned:
         """The least policy for what some runs and sandboxes did. Raises NotFound for one that is not the tenant's."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ringfence import wire
 from ringfence.domain.errors import BadRequest
+from ringfence.wire_egress import EgressSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,9 @@ class Store(Protocol):
 
     def events_about(self, tenant: str, subject: str, limit: int) -> list[wire.Event]:
         """The newest events of one sandbox or run, oldest first."""
+
+    def egress_sums(self, tenant: str, since: float, step: float, most: int) -> list[EgressSum]:
+        """What a tenant's newest `most` connections since then came to, by destination and `step` seconds."""
 
     def last_event(self, tenant: str) -> int:
         """The largest event id of this tenant; 0 when it has none."""

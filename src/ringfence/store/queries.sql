@@ -110,6 +110,18 @@ WHERE sandbox = :subject AND tenant = :tenant ORDER BY id DESC LIMIT :limit;
 SELECT id, type, time, sandbox, run, data FROM events
 WHERE run = :subject AND tenant = :tenant ORDER BY id DESC LIMIT :limit;
 
+-- name: egress_sums
+-- What a tenant's connections came to, by destination and span of time, of its newest that were told of.
+WITH told AS (
+    SELECT time, type, CAST(data AS TEXT) AS data FROM events
+    WHERE tenant = :tenant AND type >= 'egress.' AND type < 'egress/' AND time >= :since ORDER BY id DESC LIMIT :most)
+SELECT CAST(time / :step AS INTEGER) * :step AS begins,
+    coalesce(nullif(json_extract(data, '$.name'), ''), json_extract(data, '$.address'), '') AS place,
+    json_extract(data, '$.protocol') AS protocol, json_extract(data, '$.port') AS port,
+    count(*), sum(type = 'egress.denied'),
+    coalesce(sum(json_extract(data, '$.sent')), 0), coalesce(sum(json_extract(data, '$.received')), 0)
+FROM told GROUP BY begins, place, protocol, port ORDER BY begins, place, protocol, port;
+
 -- name: event_last
 -- Where a tenant's stream stands.
 SELECT coalesce(max(id), 0) FROM events WHERE tenant = :tenant;

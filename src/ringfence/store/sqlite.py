@@ -24,6 +24,7 @@ from ringfence.domain.sandbox import new_id
 from ringfence.store.base import Answered, Claim, Filter, Key, NewEvent, PortRow, digest_of, key_name
 from ringfence.store.queries import KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SQL
 from ringfence.store.writer import Writer
+from ringfence.wire_egress import EgressSum
 
 VERSION: Final = 1
 MOST_ANSWERS: Final = 20_000  # kept per tenant
@@ -239,6 +240,24 @@ class SqliteStore:
         query = "event_about_run" if subject.startswith("r") else "event_about_sandbox"
         rows = self._read.execute(SQL[query], {"tenant": tenant, "subject": subject, "limit": limit})
         return [_event(row) for row in rows][::-1]
+
+    def egress_sums(self, tenant: str, since: float, step: float, most: int) -> list[EgressSum]:
+        """See Store."""
+        values = {"tenant": tenant, "since": since, "step": step, "most": most}
+        rows = self._read.execute(SQL["egress_sums"], values)
+        return [
+            EgressSum(
+                time=float(begins),
+                place=str(place),
+                protocol=str(protocol),
+                port=int(port or 0),
+                times=times,
+                denied=denied,
+                sent=int(sent),
+                received=int(received),
+            )
+            for begins, place, protocol, port, times, denied, sent, received in rows
+        ]
 
     def last_event(self, tenant: str) -> int:
         """See Store."""

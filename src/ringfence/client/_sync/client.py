@@ -137,6 +137,12 @@ class Client:
         call = calls.learned_egress(ids, generalise=generalise)
         return self.fetch(wire_egress.EgressLearned, call, deadline)
 
+    def egress_report(
+        self, seconds: float = 86_400.0, step: float = 3600.0, *, deadline: float | None = None
+    ) -> wire_egress.EgressReport:
+        """What this key's tenant sent where, by destination and step of time."""
+        return self.fetch(wire_egress.EgressReport, calls.egress_report(seconds, step), deadline)
+
     def egress_bundles(self, *, deadline: float | None = None) -> list[wire_egress.EgressBundle]:
         """Destinations that go by one name in a policy."""
         return (self.fetch(wire_egress.EgressBundleList, calls.egress_bundles(), deadline)).bundles
