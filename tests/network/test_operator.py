@@ -1,4 +1,4 @@
-"""A server whose operator lets tenants learn and has them leave by a gateway, end to end. Nothing leaves the machine."""
+"""A server whose operator lets tenants learn and gives them gateways, end to end. Nothing leaves the machine."""
 
 from __future__ import annotations
 
