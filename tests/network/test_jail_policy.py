@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,11 @@ from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.runtime import Jail
 from ringfence.templates.catalog import Catalog
 from tests.network.lab import ALLOWED, INTRANET, NAMES, UPLINK, Lab
-from tests.network.test_egress_live import eventually
-from tests.network.test_jail_network import GOOD, JAIL, WEB, LabNode
+from tests.network.labnode import LabNode, need
 from tests.support.subjects import TEMPLATES
 
+GOOD = "good.example.com"
+WEB = [GOOD, {"domain": GOOD, "protocol": "http"}]
 INSIDE = [{"domain": "inside.example.com", "protocol": "http"}, {"cidr": f"{INTRANET}/32", "ports": [8080]}]
 GATEWAYS = {
     "office": gateway_from("office", {"kind": "source", "address": str(UPLINK)}),
@@ -68,10 +68,7 @@ class PolicyNode(LabNode):
 
 def opened(lab: Lab, folder: Path, settings: Settings) -> Iterator[PolicyNode]:
     """A node, and its end."""
-    if JAIL.missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(JAIL.missing())
-        pytest.skip(JAIL.missing())
+    need("jail")
     made = PolicyNode(lab, folder, settings)
     yield made
     made.close()
@@ -153,7 +150,6 @@ def test_learning_is_checked_again_by_the_node(lab: Lab, node: PolicyNode, plain
     assert f"{INTRANET} /x" in node.python(live, "print(fetch('http://inside.example.com/x'))")
     assert ALLOWED not in node.python(live, f"print(fetch('http://{GOOD}/'))")  # closed by this operator
     node.release(live)
-    told = eventually(lambda: [e for e in node.events if e["sandbox"] == live.id and e["type"] == "egress.allowed"])
-    assert isinstance(told, list)
-    assert {(e["data"]["name"], e["data"]["path"]) for e in told} >= {("inside.example.com", "/x")}
+    told = node.told(live, "egress.allowed")
+    assert {(each["name"], each["path"]) for each in told} >= {("inside.example.com", "/x")}
     assert ALLOWED not in lab.capture.destinations()

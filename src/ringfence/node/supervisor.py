@@ -16,15 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from, policy_to
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from
 from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFault, RingfenceError, SandboxLost
-from ringfence.domain.gateways import agreed
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
 from ringfence.domain.template import NAME, Template, ZygoteMode
 from ringfence.guest import frames
 from ringfence.node.direct import Direct
+from ringfence.node.egress import check_network, policy_of
 from ringfence.node.isolation import AUTO, Isolation
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live, Table
@@ -144,7 +144,7 @@ class Supervisor:
         built = self._built(template)
         runtime = self.isolation.choose(asked, built.template)
         if networked:
-            _check_network(runtime)
+            check_network(runtime)
         # An interpreter that is exec'd afresh needs an agent to start it.
         lone = lone and built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
         key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone, networked)
@@ -232,16 +232,7 @@ class Supervisor:
     def _policy(self, ask: dict[str, Any]) -> Policy:
         """What was asked for, checked again on this side of the socket; else what the template says, judged here."""
         template = self._built(ask["template"]).template
-        if "egress" in ask:
-            policy = policy_from(ask["egress"], self.settings.floor, learn=self.settings.learn)
-        elif template.egress.networked:
-            policy = policy_from(policy_to(template.egress), self.settings.floor)
-        else:
-            return template.egress
-        gateway = agreed(str(ask.get("egress_gateway", "")), template.egress_gateway, template.name)
-        if gateway and gateway not in self.settings.gateways:
-            raise BadRequest(f"no egress gateway {gateway!r:.80} here", code="unknown_gateway")
-        return dataclasses.replace(policy, gateway=gateway)
+        return policy_of(ask, template, self.settings.floor, self.settings.gateways, learn=self.settings.learn)
 
     async def _allow_first(self, live: Live, policy: Policy) -> None:
         """Nobody gets a sandbox whose policy is not in force: it would have none, or its predecessor's."""
@@ -565,17 +556,6 @@ class Supervisor:
             "uptime_seconds": time.time() - self.started_at,
             "counters": dict(self.counters),
         }
-
-
-def _check_network(runtime: Runtime) -> None:
-    """Refuse what cannot be enforced, with the reason. Never a network without its policy."""
-    why = runtime.capabilities().offline if isinstance(runtime, Networked) else "it has no network for sandboxes yet"
-    if why:
-        raise BadRequest(
-            f"{runtime.name} cannot enforce an egress policy here: {why}",
-            code="egress_unsupported",
-            remediation='leave egress out, or use "none"; see `ringfence doctor`',
-        )
 
 
 def _image(template: Template) -> dict[str, Any] | None:
