@@ -48,7 +48,8 @@ class Served:
         found = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            found[words[2].decode().removeprefix("ringfence.")] = int(pid)
+            if len(words) > 2:  # one that has just died has no words any more
+                found[words[2].decode().removeprefix("ringfence.")] = int(pid)
         return found
 
     def ready(self) -> bool:
