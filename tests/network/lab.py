@@ -349,7 +349,7 @@ class Lab:
         self.network = self.do(self._opened())
 
     async def _opened(self) -> Network:
-        network = Network(floor=self.floor, resolvers=((NAMES, 53),))
+        network = Network(floor=self.floor, resolvers=((NAMES, 53),), roots=str(self.certificate))
         network.on_event(self.events.append)
         await network.open()
         return network

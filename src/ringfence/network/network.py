@@ -12,8 +12,10 @@ from typing import Any, Final
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy
 from ringfence.domain.errors import PlatformFault, SandboxRefused
 from ringfence.domain.gateways import Gateway
+from ringfence.domain.secrets import Trust
 from ringfence.network import rules
 from ringfence.network.keeper import Event, Keeper, resolvers_of
+from ringfence.network.openers import Openers
 from ringfence.network.router import Router, namespace_of
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -39,16 +41,19 @@ class Network:
         floor: Floor = DEFAULT_FLOOR,
         resolvers: tuple[tuple[str, int], ...] = (),
         gateways: Mapping[str, Gateway] = MappingProxyType({}),
+        roots: str = "",
         name: str = "",
     ) -> None:
         """`resolvers` are asked for allowed names; none given means the host's own. `gateways` may be left by.
 
-        `name` tells this node's gate from another's.
+        `roots` is a file of the authorities by which the hosts of secrets are known; none given means the system's.
+        `name` tells this node's gate and openers from another's.
         """
         self.floor = floor
         self._router = Router()
         servers = resolvers or resolvers_of(RESOLV_CONF.read_text() if RESOLV_CONF.exists() else "")
-        self._keeper = Keeper(self._router.doors, servers, floor, self._heard, gateways, name)
+        self._keeper = Keeper(self._router.doors, servers, floor, self._heard, gateways, name, self._gate_died)
+        self._openers = Openers(roots, self._keeper.introduce, self._keeper.ready, name)
         self._listeners: list[Callable[[Event], None]] = []
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -67,6 +72,9 @@ class Network:
     def _heard(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+    def _gate_died(self) -> None:
+        self._openers.renew()
 
     async def open(self) -> None:
         """Make the router and start the gate, unless that was done before. Raises SandboxRefused."""
@@ -122,20 +130,34 @@ class Network:
         address = self._router.address_of(sandbox_id)
         if address is None:
             raise PlatformFault("this sandbox has no network", code="no_network")
-        await self._keeper.set(sandbox_id, address, policy)
+        label, trust = self._openers.trust_of(sandbox_id) or ("", None)
+        await self._keeper.set(sandbox_id, address, policy, label, trust.held if trust is not None else ())
+
+    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
+        """Have a sandbox's secrets ready, also over former ones. The next set() lets it reach their hosts.
+
+        The first of a tenant starts its opener. Raises SandboxRefused and PlatformFault.
+        """
+        await self._openers.entrust(tenant, sandbox_id, trust)
 
     async def detach(self, sandbox_id: str) -> None:
         """Cut everything, then take the wire away. Harmless when there is none."""
         address = self._router.address_of(sandbox_id)
         if address is not None:
             await self._keeper.forget(address)
+            await self._openers.forget(sandbox_id)
             await self._router.detach(sandbox_id)
 
     async def status(self) -> dict[str, Any]:
         """Numbers for operators."""
         if not self._is_open:
-            return {"gate": 0, "gate_deaths": 0, "dropped": {}}
-        return {"gate": self._keeper.pid, "gate_deaths": self._keeper.deaths, "dropped": await self._router.counts()}
+            return {"gate": 0, "gate_deaths": 0, "openers": [], "dropped": {}}
+        return {
+            "gate": self._keeper.pid,
+            "gate_deaths": self._keeper.deaths,
+            "openers": self._openers.pids,
+            "dropped": await self._router.counts(),
+        }
 
     async def close(self) -> None:
         """End the gate and let go of every wire, unless somebody else still holds it."""
@@ -143,5 +165,6 @@ class Network:
         async with self._opening:
             if self._is_open and self._holders <= 0:
                 self._is_open = False
+                await self._openers.close()
                 await self._keeper.close()
                 await self._router.close()

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ class Egress:
     resolvers: tuple[str, ...] = ()
     learn: bool = False
     gateways: Mapping[str, Gateway] = field(default_factory=dict)
+    authorities: str = ""  # a file; empty: the system's
 
 
 def egress_from(descriptor: int) -> Egress:
@@ -48,13 +50,19 @@ def egress_from(descriptor: int) -> Egress:
         tuple(table["resolvers"]),
         table["learn"] is True,
         {name: gateway_from(name, each) for name, each in table["gateways"].items()},
+        str(table["authorities"]),
     )
 
 
 async def serve(state: Path, templates: Path, api_uid: int, egress: Egress) -> None:
     """Run until told to stop; leave nothing behind."""
     here = runtimes(
-        instance_of(state), templates, floor=egress.floor, resolvers=egress.resolvers, gateways=egress.gateways
+        instance_of(state),
+        templates,
+        floor=egress.floor,
+        resolvers=egress.resolvers,
+        gateways=egress.gateways,
+        roots=egress.authorities,
     )
     settings = Settings(floor=egress.floor, learn=egress.learn, gateways=frozenset(egress.gateways))
     supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), settings)
@@ -80,6 +88,7 @@ def main() -> int:
     parser.add_argument("--egress-fd", type=int, metavar="FD", help="[egress] of the settings, as JSON")
     options = parser.parse_args()
     sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # secrets pass through here: a crash must not write them down
     try:
         egress = Egress() if options.egress_fd is None else egress_from(options.egress_fd)
         asyncio.run(serve(options.state, options.templates, options.api_uid, egress))

@@ -1,4 +1,4 @@
-"""The program a sandbox begins with: started when it is made and again after each reset, and left to itself."""
+"""What a sandbox begins with, when it is made and again after each reset: what it is furnished with, and a program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ringfence.guest import frames
 from ringfence.node.live import Live
 
 BEGIN_SECONDS: Final = 30.0
+DONE: Final = b"{}"  # the agent's word for a request that has no other answer
 
 
 class _Begun:
@@ -30,14 +31,19 @@ class _Begun:
 
 
 async def begin(live: Live) -> bytes:
-    """Start what a sandbox begins with, if anything; the agent's refusal, unread, or nothing once it runs.
+    """Furnish a sandbox and start what it begins with, if anything; the agent's refusal, unread, or nothing.
 
     Raises SandboxLost when the agent says neither in time.
     """
-    if not live.begins:
-        return b""
+    refused = await _asked(live, live.furnishing) if live.furnishing else DONE
+    if refused != DONE:
+        return refused
+    return await _asked(live, live.begins) if live.begins else b""
+
+
+async def _asked(live: Live, words: bytes) -> bytes:
     begun = _Begun()
-    stream = live.link.open(live.begins, begun)
+    stream = live.link.open(words, begun)
     try:
         async with asyncio.timeout(BEGIN_SECONDS):
             return await begun.said

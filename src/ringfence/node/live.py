@@ -11,6 +11,7 @@ from ringfence.domain.errors import NotFound
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State
+from ringfence.domain.secrets import Trust
 from ringfence.node.link import GuestLink
 from ringfence.runtimes.base import Runtime, Started, StartSpec
 
@@ -34,6 +35,8 @@ class Live:
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
     programs: int = 0  # program streams open now
     egress: Policy = NOTHING  # what it may reach now
+    trust: Trust | None = None  # its secrets
+    furnishing: bytes = b""  # what its agent is told before anything runs in it
     spent: bool = False  # a lone run's sandbox has had its one order
     begins: bytes = b""  # the agent's words for the program it begins with, unread here
 
@@ -65,7 +68,7 @@ class Live:
         """Take the place of one that was reset: everything its owner gave it, and nothing that was in it."""
         self.claim(old.labels, old.limits, 0.0)
         self.created_at, self.expires_at, self.deadline = old.created_at, old.expires_at, old.deadline
-        self.begins = old.begins
+        self.begins, self.furnishing = old.begins, old.furnishing
 
     def live_for(self, seconds: float) -> None:
         """A new end, counted from now; kept on a clock that nobody can set."""
@@ -91,6 +94,7 @@ class Live:
             "limits": limits,
             "egress": policy_to(self.egress),
             "egress_gateway": self.egress.gateway,
+            "secrets": [held.name for held in self.trust.held] if self.trust is not None else [],
             "created_at": self.created_at,
             "expires_at": self.expires_at,
             "layers": list(self.started.layers),

@@ -23,6 +23,7 @@ from ringfence.node.live import Live
 from ringfence.node.relay import Relay, after
 from ringfence.node.resets import reset, settled
 from ringfence.node.supervisor import MAX_TTL, Supervisor
+from ringfence.node.trusted import change_secret
 
 MAX_CONNECTIONS: Final = 64
 MOST_LIMITS: Final = 256  # sets of limits remembered as checked
@@ -46,6 +47,12 @@ def join(header: dict[str, Any], guest: bytes = b"") -> bytes:
     """An END for the api: our header, then the guest's own answer, unread."""
     data = json.dumps(header).encode()
     return len(data).to_bytes(4, "big") + data + guest
+
+
+def _furnishing(ask: dict[str, Any]) -> bytes:
+    """The api's words for a new sandbox's agent: variables, and one file."""
+    words = ask.get("furnish")
+    return json.dumps({**words, "op": "furnish"}).encode() if words else b""
 
 
 class Call:
@@ -123,7 +130,7 @@ class Verbs:
         self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
             name: getattr(self, f"verb_{name}")
             for name in (
-                "run", "create", "open", "get", "list", "extend", "allow", "reset", "stop",
+                "run", "create", "open", "get", "list", "extend", "allow", "secret", "reset", "stop",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -164,7 +171,7 @@ class Verbs:
         if len(guest) > START_BYTES:
             raise BadRequest("the program it begins with is too large", code="bad_header")
         live, timings = await self._node.claim(ask, limits, min(float(ask["ttl_seconds"]), MAX_TTL), one_shot=False)
-        live.begins, begun = guest, False
+        live.begins, live.furnishing, begun = guest, _furnishing(ask), False
         try:
             refused = await begin(live)
             begun = not refused
@@ -212,6 +219,11 @@ class Verbs:
         """Make a sandbox anew; answered when it can be used, and what it begins with runs."""
         refused = await reset(self._node, await self._find(ask))
         call.end({"sandbox": (await self._find(ask)).describe()}, refused)
+
+    async def verb_secret(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Another value, other hosts or places for a secret of a tenant's, or its end; in force when answered."""
+        await change_secret(self._node.table, ask)
+        call.end({})
 
     async def verb_stop(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """End a sandbox; answered when nothing of it is left."""

@@ -21,6 +21,7 @@ from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFau
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
+from ringfence.domain.secrets import Trust, trust_from, with_hosts
 from ringfence.domain.template import NAME, Template, ZygoteMode
 from ringfence.guest import frames
 from ringfence.node.direct import Direct
@@ -31,6 +32,7 @@ from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
 from ringfence.node.pools import Pool, PoolKey
 from ringfence.node.relay import Ended, Outlet, Relay
+from ringfence.node.trusted import put_in_force
 from ringfence.runtimes.base import GroupUsage, Networked, Runtime, StartSpec
 from ringfence.templates.catalog import Built, Catalog
 
@@ -111,7 +113,10 @@ class Supervisor:
         """What came of a sandbox's connection or question; of one that ended meanwhile nobody is told."""
         live = self.table.find(sandbox_id)
         if live is not None:
-            self.emit(f"egress.{data['verdict']:.20}", live, **{k: v for k, v in data.items() if k != "sandbox"})
+            told = {k: v for k, v in data.items() if k != "sandbox"}
+            if "misdirected" in told:
+                self.emit("secret.misdirected", live, secret=told["misdirected"], **told)
+            self.emit(f"egress.{data['verdict']:.20}", live, **told)
 
     # -- starting -------------------------------------------------------------------------------------------
 
@@ -207,7 +212,8 @@ class Supervisor:
         self._claiming += 1
         try:
             lone, asked = one_shot and ask.get("lone") is True, str(ask.get("isolation", AUTO))
-            policy = self._policy(ask)
+            trust = trust_from(ask)
+            policy = with_hosts(self._policy(ask), trust)
             kind = {"one_shot": one_shot, "lone": lone, "networked": policy.networked}
             pool = self._pool(ask["tenant"], ask["template"], limits, asked=asked, **kind)
             live = await pool.take(float(ask.get("wait_seconds", 30.0)))
@@ -219,7 +225,7 @@ class Supervisor:
         live.by.claimed(live.id, limits)
         self.table.add(live)
         if policy.networked:
-            await self._allow_first(live, policy)
+            await self._allow_first(live, policy, trust)
         live.link.lost.add_done_callback(lambda _: self._died(live))
         if one_shot:
             self.counters["runs"] = self.counters.get("runs", 0) + 1  # its run is the event; two would say it twice
@@ -234,19 +240,13 @@ class Supervisor:
         template = self._built(ask["template"]).template
         return policy_of(ask, template, self.settings.floor, self.settings.gateways, learn=self.settings.learn)
 
-    async def _allow_first(self, live: Live, policy: Policy) -> None:
+    async def _allow_first(self, live: Live, policy: Policy, trust: Trust | None) -> None:
         """Nobody gets a sandbox whose policy is not in force: it would have none, or its predecessor's."""
         try:
-            await self._tell_gate(live, policy)
+            await put_in_force(live, policy, trust)
         except BaseException:
             self.end_beside(live, How.STOPPED, "its network policy could not be put in force")
             raise
-
-    async def _tell_gate(self, live: Live, policy: Policy) -> None:
-        if not isinstance(live.by, Networked):
-            raise PlatformFault(f"{live.runtime} has no network", code="no_network")
-        await live.by.allow(live.id, policy)
-        live.egress = policy
 
     async def allow(self, live: Live, wanted: object) -> None:
         """Change what a sandbox may reach; what it may not any more is cut before this returns.
@@ -261,7 +261,7 @@ class Supervisor:
                 code="no_network",
                 remediation="create one with egress, if only with an empty list",
             )
-        await self._tell_gate(live, policy)
+        await put_in_force(live, policy)
         live.touch()
         self.emit("sandbox.egress", live, rules=[rule.text for rule in policy.rules][:20])
 
@@ -331,8 +331,10 @@ class Supervisor:
         new.succeed(old)
         new.by.claimed(new.id, new.limits)
         if old.spec.networked:  # also of a policy that allows nothing: until it is told one, the gate keeps silent
-            await self._tell_gate(new, old.egress)
+            await put_in_force(new, old.egress, old.trust)
         self.table.add(new)
+        if old.trust != new.trust:  # a secret was changed meanwhile
+            await put_in_force(new, old.egress, old.trust)
         new.link.lost.add_done_callback(lambda _: self._died(new))
         return new
 

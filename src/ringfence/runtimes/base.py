@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ringfence.domain.egress import Policy
 from ringfence.domain.limits import Limits
+from ringfence.domain.secrets import Trust
 from ringfence.domain.template import Template
 
 
@@ -123,6 +124,13 @@ class Runtime(Protocol):
 @runtime_checkable
 class Networked(Protocol):
     """A runtime whose sandboxes can have a network."""
+
+    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
+        """Have a sandbox's secrets ready, in the place of former ones; the next allow() opens the way to their hosts.
+
+        Raises SandboxRefused and PlatformFault.
+        """
+        ...
 
     async def allow(self, sandbox_id: str, policy: Policy) -> None:
         """Let a networked sandbox reach what a policy allows, and cut what it does not. Raises PlatformFault."""

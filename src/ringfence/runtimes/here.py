@@ -38,6 +38,7 @@ def runtimes(
     floor: Floor = DEFAULT_FLOOR,
     resolvers: Sequence[str] = (),
     gateways: Mapping[str, Gateway] = MappingProxyType({}),
+    roots: str = "",
 ) -> Here:
     """Open every runtime. Needs a running loop.
 
@@ -48,7 +49,9 @@ def runtimes(
     privileged = os.geteuid() == 0
     servers = tuple((address, 53) for address in resolvers)
     # Opened when it is first needed.
-    network = Network(floor=floor, resolvers=servers, gateways=gateways, name=instance) if privileged else None
+    network = (
+        Network(floor=floor, resolvers=servers, gateways=gateways, roots=roots, name=instance) if privileged else None
+    )
     present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged, network=network)]
     if not privileged:
         return Here(tuple(present), dict.fromkeys(BY_TOOL, "it needs root"), {})

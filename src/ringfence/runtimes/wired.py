@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ringfence.domain.egress import Policy
 from ringfence.domain.errors import PlatformFault, SandboxRefused
+from ringfence.domain.secrets import Trust
 from ringfence.network.keeper import Event
 from ringfence.network.network import Network, lacking
 
@@ -50,6 +51,10 @@ class Wired:
         if self._network is None:
             raise PlatformFault("this node has no network for sandboxes", code="no_network")
         await self._network.set(sandbox_id, policy)
+
+    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
+        """These secrets from the next allow() on. Raises SandboxRefused and PlatformFault."""
+        await self._there().entrust(sandbox_id, tenant, trust)
 
     def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
         """Tell of every connection and question, of any runtime's sandboxes: who asks several of them hears it once."""

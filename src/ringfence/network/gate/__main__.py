@@ -16,10 +16,12 @@ from ringfence.domain.gateways import gateway_from
 from ringfence.network import words
 from ringfence.network.gate.confine import confine, die_with_parent
 from ringfence.network.gate.gate import Gate
+from ringfence.network.gate.opening import Hands
 from ringfence.network.gate.upstream import Upstream
 
 CONTROL_FD: Final = 3
 DOORS: Final = 3
+GIVEN: Final = DOORS + 1  # and the socket on which openers are introduced
 FIRST: Final = 256 * 1024
 READ: Final = 256 * 1024
 
@@ -30,13 +32,13 @@ def floor_of(config: dict[str, Any]) -> Floor:
     return Floor(tuple(closed), tuple(opened), tuple(config["names"]))
 
 
-async def serve(control: socket.socket, doors: list[socket.socket], config: dict[str, Any]) -> None:
+async def serve(control: socket.socket, given: list[socket.socket], config: dict[str, Any]) -> None:
     """Until the node hangs up."""
     reader, writer = await asyncio.open_connection(sock=control)
     servers = tuple((str(address), int(port)) for address, port in config["resolvers"])
     gateways = {name: gateway_from(name, table) for name, table in config["gateways"].items()}
-    gate = Gate(writer, Upstream(servers), floor_of(config["floor"]), gateways)
-    gate.open(*doors)
+    gate = Gate(writer, Upstream(servers), floor_of(config["floor"]), gateways, Hands(given[DOORS]))
+    gate.open(*given[:DOORS])
     writer.write(words.encode({"ready": True}))
     parser = words.Parser(words.MOST_TO_GATE)
     while data := await reader.read(READ):
@@ -49,15 +51,15 @@ def main() -> int:
     """Take the doors and the settings, give up everything else, serve."""
     die_with_parent()
     control = socket.socket(fileno=CONTROL_FD)
-    data, fds, _, _ = socket.recv_fds(control, FIRST, DOORS)
-    if len(fds) != DOORS:
+    data, fds, _, _ = socket.recv_fds(control, FIRST, GIVEN)
+    if len(fds) != GIVEN:
         return 1
     config = json.loads(data)
-    doors = [socket.socket(fileno=fd) for fd in fds]
+    given = [socket.socket(fileno=fd) for fd in fds]
     os.closerange(max(CONTROL_FD, *fds) + 1, 1 << 16)
     confine()
     with contextlib.suppress(ConnectionError):
-        asyncio.run(serve(control, doors, config))
+        asyncio.run(serve(control, given, config))
     return 0
 
 

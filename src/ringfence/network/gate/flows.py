@@ -10,17 +10,19 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Any, Final
 
 from ringfence.domain.egress import MOST_PATH, Floor, Rule
 from ringfence.domain.egress import Protocol as Way
 from ringfence.network.gate import hello, http
 from ringfence.network.gate.dialling import Down, dial
 from ringfence.network.gate.guests import MOST_FLOWS, PLACEHOLDERS, Guest, Seen, Tell
+from ringfence.network.gate.opening import Opening
 from ringfence.network.gate.resolver import Resolver, Unresolved, own
 
 FIRST_SECONDS: Final = 15.0  # within which a client must have said where it wants to go
@@ -40,10 +42,11 @@ _RESET: Final = struct.pack("=ii", 1, 0)
 class Denied(Exception):
     """Not allowed; its text is the reason."""
 
-    def __init__(self, reason: str, name: str = "", way: Way = Way.TCP) -> None:
+    def __init__(self, reason: str, name: str = "", way: Way = Way.TCP, misdirected: str = "") -> None:
         super().__init__(reason)
         self.name = name
         self.way = way
+        self.misdirected = misdirected
 
 
 class Unruled(Denied):
@@ -94,6 +97,8 @@ class Flow:
         self._why_cut = ""
         self._heard = b""  # the client's first words
         self._asked = ("", "")  # method and path of a plain request
+        self._opening: Opening | None = None  # in an opener's hands
+        self._finder = guest.entrusted.finder() if guest.entrusted is not None else None
 
     # -- what its guest may do to it ------------------------------------------------------------------------
 
@@ -118,16 +123,18 @@ class Flow:
         try:
             await self._serve()
         except Denied as error:
-            self._say("denied", str(error), error.name, error.way, wanted=self._wanted(error))
+            self._say("denied", str(error), error.name, error.way, self._wanted(error), error.misdirected)
             await self._refuse(error)
         except (OSError, TimeoutError) as error:
-            self._say("failed", _words(error))
+            await self._done("failed", _words(error))
         except asyncio.CancelledError:
             self._say("cut", self._why_cut or "the gate is closing")
             raise
         finally:
             self._guest.flows.discard(self)
             reset(self._connection)
+            if self._opening is not None:
+                self._opening.cut()
 
     def _wanted(self, error: Denied) -> str:
         """In a rehearsal: the rule that would have allowed it. A name that was never resolved here could not be one."""
@@ -138,8 +145,10 @@ class Flow:
             return Rule(error.name, ports=(self._port,), protocol=error.way).text
         return Rule(cidr=f"{self._address}/32", ports=(self._port,), protocol=Way.TCP).text
 
-    def _say(self, verdict: str, reason: str, name: str = "", way: Way = Way.TCP, wanted: str = "") -> None:
-        grant = self._grant
+    def _say(
+        self, verdict: str, reason: str, name: str = "", way: Way = Way.TCP, wanted: str = "", misdirected: str = ""
+    ) -> None:
+        grant, opening = self._grant, self._opening
         seen = Seen(
             verdict,
             str(grant.way if grant else way),
@@ -152,8 +161,18 @@ class Flow:
             self._received,
             round(time.monotonic() - self._began, 3),
             *self._asked,
+            ",".join(opening.secrets) if opening else "",
+            misdirected or (opening.misdirected if opening else ""),
         )
         self._tell(self._guest, seen)
+
+    async def _done(self, verdict: str, reason: str) -> None:
+        """Tell what came of it; an opener knows that better than who only saw bytes go by."""
+        opening = self._opening
+        if opening is not None:
+            await opening.last_word()
+            verdict, reason = (opening.verdict, opening.reason) if opening.verdict else (verdict, reason)
+        self._say(verdict, reason)
 
     async def _serve(self) -> None:
         if len(self._guest.flows) > MOST_FLOWS:
@@ -164,14 +183,14 @@ class Flow:
         if grant.again(self._guest) is None:  # names were resolved meanwhile
             raise Denied("the policy was changed", grant.name, grant.way)
         self._grant = grant
-        server = await self._connected(grant)
+        server = self._handed(grant, await self._connected(grant))
         try:
             await self._carry(server, grant)
         except BaseException:
             reset(server)
             raise
         server.close()
-        self._say("allowed", "")
+        await self._done("allowed", "")
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 await self._drained()
@@ -285,7 +304,9 @@ class Flow:
             if parsed is None:
                 return None
             head, size = parsed
-            body = http.Body(head.length)
+            look = partial(self._look, head.host, Way.HTTP)
+            look(data[:size])
+            body = http.Body(head.length, look)
             first = head.onward + body.feed(data[size:])
         except http.BadRequestHead as error:
             raise Denied(f"not a plain request: {error}", way=Way.HTTP) from None
@@ -333,11 +354,29 @@ class Flow:
                 each.setsockopt(socket.IPPROTO_TCP, option, value)
         return server
 
+    def _handed(self, grant: Grant, server: socket.socket) -> socket.socket:
+        """The server; or, where a secret may be sent to it, the opener that stands between."""
+        trust = self._guest.entrusted
+        if trust is None or grant.way is not Way.TLS or not trust.opens(grant.name, self._port):
+            return server
+        try:
+            self._opening = trust.hands.to(trust.label).open(self._guest.id, grant.name, server)
+        except OSError:
+            reset(server)
+            raise
+        return self._opening.near
+
+    def _look(self, name: str, way: Way, data: bytes) -> None:
+        """A placeholder that leaves unencrypted is on its way to where its secret does not belong."""
+        secret = self._finder.feed(data) if self._finder is not None else ""
+        if secret:
+            raise Denied(f"the placeholder of secret {secret} was sent unencrypted", name, way, secret)
+
     async def _carry(self, server: socket.socket, grant: Grant) -> None:
         await asyncio.get_running_loop().sock_sendall(server, grant.first)
         self._count(len(grant.first), 0)
-        up = asyncio.ensure_future(self._up(server, grant.body))
-        down = asyncio.ensure_future(self._down(server))
+        up = asyncio.ensure_future(self._ending(self._up(server, grant), server))
+        down = asyncio.ensure_future(self._ending(self._down(server), self._connection))
         try:
             await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
             if up.done():
@@ -345,16 +384,28 @@ class Flow:
                 await down
             else:
                 down.result()
-                if grant.body is None:  # else: one request, one answer
-                    await up
+                if grant.body is None and self._opening is None:
+                    await up  # else: one request, one answer; or nobody there any more to hear it
         finally:
             for task in (up, down):
                 task.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
 
-    async def _up(self, server: socket.socket, body: http.Body | None) -> None:
-        loop = asyncio.get_running_loop()
+    async def _ending(self, one_way: Coroutine[Any, Any, None], towards: socket.socket) -> None:
+        """An opener that has said its last word hangs up, with bytes unread or not: that is an end like any other."""
+        try:
+            await one_way
+        except (BrokenPipeError, ConnectionResetError):
+            if self._opening is None:
+                raise
+            with suppress(OSError):
+                towards.shutdown(socket.SHUT_WR)
+
+    async def _up(self, server: socket.socket, grant: Grant) -> None:
+        loop, body = asyncio.get_running_loop(), grant.body
         while data := await loop.sock_recv(self._connection, CHUNK):
+            if grant.way is Way.TCP:
+                self._look(grant.name, Way.TCP, data)
             if body is not None:
                 try:
                     data = body.feed(data)
@@ -393,8 +444,8 @@ class Flow:
     async def _refuse(self, error: Denied) -> None:
         """Say no in the client's own language, where it has one, and let it hear that."""
         word = {Way.TLS: hello.ACCESS_DENIED, Way.HTTP: http.refusal(str(error))}.get(error.way, b"")
-        if not word:
-            return
+        if not word or self._received:
+            return  # in the middle of an answer there is no place for another
         loop = asyncio.get_running_loop()
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):

@@ -12,9 +12,11 @@ from typing import Any, Final
 from ringfence.domain.egress import Asker, Floor, policy_from
 from ringfence.domain.errors import RingfenceError
 from ringfence.domain.gateways import Gateway
+from ringfence.domain.secrets import held_from
 from ringfence.network import words
 from ringfence.network.gate.flows import Flow, reset
 from ringfence.network.gate.guests import Guest, Seen
+from ringfence.network.gate.opening import Entrusted, Hands
 from ringfence.network.gate.resolver import Resolver
 from ringfence.network.gate.upstream import Upstream
 
@@ -28,10 +30,16 @@ class Gate:
     """All guests, all flows."""
 
     def __init__(
-        self, control: asyncio.StreamWriter, upstream: Upstream, floor: Floor, gateways: dict[str, Gateway]
+        self,
+        control: asyncio.StreamWriter,
+        upstream: Upstream,
+        floor: Floor,
+        gateways: dict[str, Gateway],
+        hands: Hands,
     ) -> None:
         self._control = control
         self._gateways = gateways
+        self._hands = hands
         self._floor = floor
         self._guests: dict[str, Guest] = {}
         self._resolver = Resolver(upstream, floor, self.tell)
@@ -67,13 +75,20 @@ class Gate:
             return
         policy = policy_from(message["policy"], self._floor, learn=True)  # the node has judged whether it may
         gateway = self._gateways[message["gateway"]] if message.get("gateway") else None
+        entrusted = self._entrusted(message)
         known = self._guests.get(address)
         if known is not None and known.id == message["sandbox"]:
-            known.adopt(policy)
+            known.adopt(policy, entrusted)
             return
         if known is not None:
             known.leave()
-        self._guests[address] = Guest(str(message["sandbox"]), IPv4Address(address), Asker.of(policy), gateway)
+        asker, place = Asker.of(policy), IPv4Address(address)
+        self._guests[address] = Guest(str(message["sandbox"]), place, asker, gateway, entrusted)
+
+    def _entrusted(self, message: dict[str, Any]) -> Entrusted | None:
+        if not message.get("secrets"):
+            return None
+        return Entrusted(self._hands, str(message["opener"]), tuple(map(held_from, message["secrets"])))
 
     # -- the sandboxes' side --------------------------------------------------------------------------------
 

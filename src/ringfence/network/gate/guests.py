@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from ringfence.domain.egress import NOTHING, Asker, Mode, Policy, Rule
 from ringfence.domain.egress import Protocol as Way
 from ringfence.domain.gateways import Gateway
+from ringfence.network.gate.opening import Entrusted
 
 MOST_NAMES: Final = 1024  # remembered for one sandbox; the longest unasked is forgotten
 MOST_FLOWS: Final = 256
@@ -126,6 +127,7 @@ class Guest:
     address: IPv4Address
     asker: Asker
     gateway: Gateway | None = None  # by which its connections leave
+    entrusted: Entrusted | None = None  # its secrets, if it has any
     pins: Pins = field(default_factory=Pins)
     pace: Pace = field(init=False)
     flows: set[Cuttable] = field(default_factory=set)
@@ -159,7 +161,7 @@ class Guest:
         self.pins.pin(name, (known,), ttl)
         return Pinned((known,), 0)
 
-    def adopt(self, policy: Policy) -> None:
+    def adopt(self, policy: Policy, entrusted: Entrusted | None) -> None:
         """Take a changed policy: what it does not allow any more ends now."""
         if policy.mode is not self.asker.policy.mode:
             swallowed, self.pace = self.pace.swallowed, pace_of(policy)
@@ -167,6 +169,7 @@ class Guest:
             if self.asker.rehearses:
                 self.pins = Pins()  # what it was told was not so
         self.asker = Asker.of(policy)
+        self.entrusted = entrusted
         self.pins.keep(self.asker.resolves)
         for flow in list(self.flows):
             if not flow.still_allowed():
@@ -195,6 +198,8 @@ class Seen:
     seconds: float = 0.0
     method: str = ""  # of a plain request
     path: str = ""
+    secrets: str = ""  # whose values were sent along, by name
+    misdirected: str = ""  # the secret whose placeholder was sent where it does not belong
 
     def words(self, guest: Guest) -> dict[str, Any]:
         """For the node."""

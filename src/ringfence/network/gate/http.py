@@ -7,6 +7,7 @@ is not sent on, and the server is told that no more will come.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -146,8 +147,9 @@ def _onward(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) ->
 class Body:
     """Passes on exactly one body and nothing behind it."""
 
-    def __init__(self, length: int) -> None:
-        """`length` is -1 for chunks."""
+    def __init__(self, length: int, seen: Callable[[bytes], None] = lambda _: None) -> None:
+        """`length` is -1 for chunks. `seen` is called with the body itself, without what frames it."""
+        self._seen = seen
         self._chunked = length < 0
         self._left = max(0, length)
         self._pending = b""
@@ -163,6 +165,7 @@ class Body:
             passed = data[: self._left]
             self._left -= len(passed)
             self.done = not self._left
+            self._seen(passed)
             return passed
         data = self._pending + data
         passing, at = bytearray(), 0
@@ -176,6 +179,7 @@ class Body:
         if self._left:
             size = min(self._left, len(data) - at)
             passing += data[at : at + size]
+            self._seen(data[at : at + size])
             self._left -= size
             return size
         if self._tail:

@@ -20,6 +20,7 @@ from ringfence.domain.egress import Policy
 from ringfence.domain.errors import RingfenceError, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import ID
+from ringfence.domain.secrets import Trust
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import runner
 from ringfence.guest import syscalls as sc
@@ -332,6 +333,10 @@ class Oci:
     async def allow(self, sandbox_id: str, policy: Policy) -> None:
         """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
         await self._wired.allow(sandbox_id, policy)
+
+    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
+        """These secrets from the next allow() on. Raises SandboxRefused and PlatformFault."""
+        await self._wired.entrust(sandbox_id, tenant, trust)
 
     def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
         """Tell of every connection and question."""
