@@ -6,9 +6,11 @@ is ignored is a wall that is not there.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +27,15 @@ from ringfence.wire import DEFAULT_PORT
 MIB: Final = 1024 * 1024
 _PREFIX: Final = "RINGFENCE_"
 _DOMAIN: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\r\n]+-----END CERTIFICATE-----")
 _TESTS: Final = "RINGFENCE_TEST_"  # the test suite's own switches; no setting of ours
+
+# Where distributions keep the authorities they trust: Debian, Fedora, SUSE.
+SYSTEM_ROOTS: Final = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/ca-bundle.pem"),
+)
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -124,6 +134,7 @@ class EgressSettings(Settings, frozen=True):
     resolvers: list[str] = []  # addresses of name servers; the host's own otherwise
     learn: bool = False  # whether tenants may let a program reach everything above the floor, to learn its policy
     gateways: dict[str, dict[str, Any]] = {}  # by name: kind, address, port, username, password, tenants
+    authorities: str = ""  # a file of the authorities by which the hosts of secrets are known; the system's otherwise
 
     def ways(self) -> dict[str, Gateway]:
         """The gateways by name. Raises BadRequest."""
@@ -137,6 +148,19 @@ class EgressSettings(Settings, frozen=True):
             except ValueError as error:
                 raise BadRequest(f"settings: egress.resolvers: {error}", code="bad_settings") from None
         return floor_from(self.deny, self.permit)
+
+    def roots(self) -> bytes:
+        """The authorities, as PEM; nothing where a system has none. Raises BadRequest for a named file that is none."""
+        known = Path(self.authorities or ssl.get_default_verify_paths().openssl_cafile)
+        places = [known] if self.authorities else [known, *SYSTEM_ROOTS]
+        for place in places:
+            with contextlib.suppress(OSError):
+                found = _CERTIFICATE.findall(place.read_bytes())
+                if found:
+                    return b"\n".join(found) + b"\n"
+        if self.authorities:
+            raise BadRequest(f"settings: egress.authorities: {known} holds no certificate", code="bad_settings")
+        return b""
 
 
 class ServerSettings(Settings, frozen=True):
@@ -298,6 +322,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     settings.edge.check()
     settings.egress.floor()
     _check_gateways(settings)
+    settings.egress.roots()
     return settings
 
 

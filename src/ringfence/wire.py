@@ -114,6 +114,7 @@ class RunRequest(Request, frozen=True):
     stream: bool = False
     egress: Egress = None
     egress_gateway: str = ""
+    secrets: list[str] = []
 
 
 class Collected(Answer, frozen=True, omit_defaults=True):
@@ -190,6 +191,7 @@ class SandboxRequest(Request, frozen=True):
     egress: Egress = None
     start: Start | None = None
     egress_gateway: str = ""
+    secrets: list[str] = []
 
 
 class EgressRequest(Request, frozen=True):
@@ -221,6 +223,7 @@ class Sandbox(Answer, frozen=True):
     limits_by: str = ""
     egress: dict[str, Any] = {}
     egress_gateway: str = ""
+    secrets: list[str] = []
     exit: Exit | None = None
     error: ErrorBody | None = None
     usage: Usage | None = None

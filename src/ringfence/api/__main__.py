@@ -26,6 +26,7 @@ from ringfence.api.protocol import Clocks
 from ringfence.api.server import announce, import_lazy, make_server, url_of, warm_up
 from ringfence.config import ServerSettings, TenantSettings, read_server
 from ringfence.domain.errors import RingfenceError
+from ringfence.domain.secrets import Authority
 from ringfence.edge.certificates import Alone, Received
 from ringfence.edge.connection import Api
 from ringfence.edge.listening import listen
@@ -33,7 +34,17 @@ from ringfence.edge.server import Edge, Pairs
 from ringfence.edge.tls import quiet, read_pair
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
+from ringfence.network.opener.authority import make_authority
 from ringfence.store.sqlite import SqliteStore
+from ringfence.store.vault import Vault
+
+
+class Sealer(Vault):
+    """The vault, and the maker of authorities whose keys it keeps."""
+
+    def new_authority(self) -> Authority:
+        """A certificate authority that nobody else has."""
+        return make_authority()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +176,13 @@ def run(options: Options) -> None:
     privileges.own(settings.database.parent, uid, gid)
     privileges.widen_files()
     import_lazy()
-    store = SqliteStore(settings.database)
+    store, sealer = SqliteStore(settings.database), Sealer(settings.database.with_name("secrets.key"))
+    roots = settings.egress.roots()
     privileges.own(settings.database.parent, uid, gid)  # the files that opening made
     # The node's socket is reached from here by its bare name: the way to it may be closed to an ordinary user.
     settings.node_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.chdir(settings.node_socket.parent)
-    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings))
+    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings), sealer=sealer, roots=roots)
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,

@@ -11,7 +11,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from ringfence.api import egress, files, machine, pages, ports, processes, runs, sandboxes, sockets
+from ringfence.api import egress, files, machine, pages, ports, processes, runs, sandboxes, secrets, sockets
 from ringfence.api.auth import Authenticated, check_declared
 from ringfence.api.errors import answer
 from ringfence.api.front import Front
@@ -31,6 +31,7 @@ ROUTES: Final = [
     *files.ROUTES,
     *ports.ROUTES,
     *egress.ROUTES,
+    *secrets.ROUTES,
     *machine.ROUTES,
     *sockets.ROUTES,
     *pages.ROUTES,

@@ -10,7 +10,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from ringfence import wire, wire_egress
+from ringfence import wire, wire_egress, wire_secrets
 
 REF: Final = "#/components/schemas/{name}"
 RAW_BODY: Final = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -22,7 +22,7 @@ KEY_ROUTES: Final = frozenset({"CreateRun", "CreateSandbox"})
 def _shapes() -> dict[str, Any]:
     kinds = [
         kind
-        for kind in (vars(wire) | vars(wire_egress)).values()
+        for kind in (vars(wire) | vars(wire_egress) | vars(wire_secrets)).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in {wire.Request, wire.Answer}
     ]
     return msgspec.json.schema_components(kinds, ref_template=REF)[1]

@@ -78,6 +78,7 @@ class NodeSandbox(Known, frozen=True):
     limits_by: str = ""
     egress: dict[str, Any] = {}
     egress_gateway: str = ""
+    secrets: list[str] = []
     exit: wire.Exit | None = None
     usage: Usage | None = None
 
@@ -98,6 +99,7 @@ class NodeSandbox(Known, frozen=True):
             limits_by=self.limits_by,
             egress=self.egress,
             egress_gateway=self.egress_gateway,
+            secrets=self.secrets,
             exit=self.exit,
             usage=self.usage,
             timings=timings,

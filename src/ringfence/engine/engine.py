@@ -26,6 +26,7 @@ from ringfence.engine.policy import Admission, Policy
 from ringfence.engine.processes import Processes
 from ringfence.engine.runs import Runs
 from ringfence.engine.sandboxes import Sandboxes
+from ringfence.engine.secrets import Sealer, Secrets
 from ringfence.store.base import Store
 
 FOLLOW_AGAIN_SECONDS: Final = 0.1
@@ -35,7 +36,10 @@ _log: Final = logging.getLogger(__name__)
 class Engine:
     """Everything a handler may call. Made on a running loop; alive inside running()."""
 
-    def __init__(self, node_socket: Path, store: Store, policy: Policy) -> None:
+    def __init__(
+        self, node_socket: Path, store: Store, policy: Policy, *, sealer: Sealer | None = None, roots: bytes = b""
+    ) -> None:
+        """`sealer` keeps secrets; without one there are none. `roots`: see Secrets."""
         self.store = store
         self.policy = policy
         self.node = NodeClient(node_socket, on_up=self._node_up)
@@ -43,9 +47,11 @@ class Engine:
         self.feed = Feed(store)
         self.ledger = Ledger(store, self.node, self.feed, self.admission)
         self.catalog = Catalog(self.node, policy)
+        self.secrets = Secrets(store, self.node, policy.floor, sealer, roots)
         self.sandboxes = Sandboxes(
-            self.node, store, ledger=self.ledger, catalog=self.catalog, admission=self.admission, policy=policy
-        )
+            self.node, store, ledger=self.ledger, catalog=self.catalog, admission=self.admission, policy=policy,
+            secrets=self.secrets,
+        )  # fmt: skip
         self.files = Files(self.sandboxes)
         self.processes = Processes(self.sandboxes)
         self.runs = Runs(self.sandboxes, self.files, store, self.ledger, self.admission)

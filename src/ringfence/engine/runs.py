@@ -58,6 +58,11 @@ class Prepared:
             limits=limits,
         )
 
+    @property
+    def composed(self) -> bool:
+        """Whether its sandbox must be furnished before the program, or looked into after it."""
+        return bool(self.request.files or self.request.collect or self.request.secrets)
+
 
 class Runs:
     """A tenant's one-shot runs."""
@@ -85,7 +90,7 @@ class Runs:
         catalog = self._sandboxes.catalog
         limits = await catalog.resolve(tenant, request.template, request.isolation, request.limits)
         words = checks.program(request, catalog.image(request.template))
-        if request.files or request.collect:
+        if request.files or request.collect or request.secrets:
             # The node times a fused run; here its agent does, and the sandbox's own expiry stands behind it.
             words["timeout"] = min(words.get("timeout", limits.wall_seconds), limits.wall_seconds)
         policy = self._sandboxes.policy
@@ -100,7 +105,7 @@ class Runs:
             prepared = await self._prepare(tenant, request)
             self._ledger.run_started(tenant, prepared.run)
             try:
-                run = await (self._composed(prepared) if request.files or request.collect else self._fused(prepared))
+                run = await (self._composed(prepared) if prepared.composed else self._fused(prepared))
             except BaseException as error:
                 self._ledger.run_ended(tenant, _unfinished(prepared.run, error))
                 raise
@@ -204,7 +209,7 @@ class Runs:
 
     @asynccontextmanager
     async def _opened(self, prepared: Prepared, live: LiveRun) -> AsyncIterator[None]:
-        if not prepared.request.files and not prepared.request.collect:
+        if not prepared.composed:
             await self._start(prepared, live.reader)
             async with live.fed(prepared.stdin):
                 yield

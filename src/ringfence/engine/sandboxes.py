@@ -23,6 +23,7 @@ from ringfence.engine.link import Collector, NodeStream
 from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.policy import RESERVED, RUN_LABEL, Admission, Policy
 from ringfence.engine.programs import finished, read
+from ringfence.engine.secrets import Secrets
 from ringfence.store.base import Filter, Store
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,8 +36,17 @@ class Sandboxes:
     """A tenant's sandboxes: made, looked at, extended, opened, stopped."""
 
     def __init__(
-        self, node: NodeClient, store: Store, *, ledger: Ledger, catalog: Catalog, admission: Admission, policy: Policy
+        self,
+        node: NodeClient,
+        store: Store,
+        *,
+        ledger: Ledger,
+        catalog: Catalog,
+        admission: Admission,
+        policy: Policy,
+        secrets: Secrets,
     ) -> None:
+        self._secrets = secrets
         self.node = node
         self.policy = policy
         self.catalog = catalog
@@ -91,6 +101,8 @@ class Sandboxes:
         start: bytes = b"",
     ) -> tuple[NodeSandbox, SandboxEnd]:
         """Have the node make one, and begin what it begins with; what it is for is the caller's to record."""
+        kept = self._secrets.kept(tenant, request.secrets)
+        granted = await self._secrets.granted(tenant, request.secrets, request.egress)
         header = {
             "verb": "create",
             "tenant": tenant,
@@ -102,10 +114,16 @@ class Sandboxes:
             "wait_seconds": self.policy.wait_seconds,
             **self.policy.egress(request.egress),
             **self.policy.gateway(tenant, request.egress_gateway),
+            **granted,
         }
         answer = await self.node.call(header, SandboxEnd, start)
         if answer.sandbox is None:
             raise Overloaded("the node gave no sandbox")
+        if kept != self._secrets.kept(tenant, request.secrets):
+            await self.discard(tenant, answer.sandbox.id, "one of its secrets was changed while it was made")
+            raise Conflict(
+                "one of its secrets was changed while it was made", code="secret_changed", remediation="ask again"
+            )
         return answer.sandbox, answer
 
     # --- looking ---

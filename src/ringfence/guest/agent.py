@@ -68,6 +68,10 @@ def imported(modules: list[str]) -> list[reseed.Reseeder]:
     return hooks
 
 
+def _only_new(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
 class Spare:
     """A fork of the interpreter that waits for its program."""
 
@@ -105,6 +109,7 @@ class Agent:
         self.spare: Spare | None = None
         self.runs = 0
         self.base = HOME  # where programs start when nothing else is said
+        self.extra: dict[str, str] = {}  # variables that every program from now on gets
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -152,6 +157,7 @@ class Agent:
     def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
         """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
         order = order_of(request, self._free_name(), self.base)
+        order["env"] = {**self.extra, **order["env"]}
         plain = not request.get("pty") and not request.get("stdin") and request.get("user") in {None, "", "user"}
         spare = (self._take_spare() if plain else None) or self._fork_runner(request)
         self.runs += 1
@@ -227,6 +233,14 @@ class Agent:
             program.notice(str(request["text"])[:500])
         stream.end({})
 
+    def op_furnish(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Variables for every program that starts from now on, beneath what is said for one alone; and one file."""
+        place = str(request["path"])
+        with open(place, "w", encoding="ascii", opener=_only_new) as file:
+            file.write(request["text"])
+        self.extra |= env_of(request)
+        stream.end({})
+
     def op_ping(self, stream: Stream, _: dict[str, Any]) -> None:
         """Say that there is somebody here."""
         stream.end({})
@@ -253,7 +267,7 @@ class Agent:
         base = {**os.environ, "TERM": "xterm-256color"} if request.get("pty") else dict(os.environ)
         if uid == 0:
             base.update(USER="root", LOGNAME="root")
-        return {**base, **wanted}
+        return {**base, **self.extra, **wanted}
 
     def _become_program(
         self, ends: processes.Ends, argv: list[str], env: dict[str, str], cwd: str, uid: int, gid: int
@@ -399,6 +413,7 @@ OWN_OPS: Final[dict[str, Callable[[Agent, Stream, dict[str, Any]], None]]] = {
     "resize": Agent.op_resize,
     "input": Agent.op_input,
     "notice": Agent.op_notice,
+    "furnish": Agent.op_furnish,
     "ping": Agent.op_ping,
 }
 GUEST_OPS: Final = {**files.OPS, **watch.OPS, **tunnel.OPS}

@@ -87,6 +87,25 @@ class PortRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretRow:
+    """A secret: `record` is all that may be shown, `sealed` its value."""
+
+    tenant: str
+    name: str
+    record: bytes
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityRow:
+    """A tenant's certificate authority; its key is sealed."""
+
+    tenant: str
+    certificate: str
+    sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """What a list shows: newest first, older than the row named by `cursor`, carrying every one of `labels`."""
 
@@ -97,7 +116,7 @@ class Filter:
 
 
 class Store(Protocol):
-    """Keys, sandboxes, runs, events and idempotency keys."""
+    """Keys, sandboxes, runs, events, secrets and idempotency keys."""
 
     def ready(self) -> bool:
         """False while writes cannot be kept; then nothing new may be started."""
@@ -161,6 +180,21 @@ class Store(Protocol):
 
     def ports(self) -> list[PortRow]:
         """Every published port whose sandbox is in no terminal state; queues the end of all others."""
+
+    async def secret_saved(self, row: SecretRow) -> None:
+        """Keep a secret, new or changed; returns once it is durable."""
+
+    async def secret_removed(self, tenant: str, name: str) -> None:
+        """Forget a secret; returns once that is durable."""
+
+    def secrets(self, tenant: str, name: str | None = None) -> list[SecretRow]:
+        """A tenant's secrets by name, or the one that is named."""
+
+    async def authority_made(self, row: AuthorityRow) -> None:
+        """Keep a tenant's authority; returns once it is durable. The first one kept stays."""
+
+    def authority(self, tenant: str) -> AuthorityRow | None:
+        """A tenant's authority."""
 
     def answered(self, claim: Claim) -> Answered | None:
         """The kept answer to an earlier use of this idempotency key."""

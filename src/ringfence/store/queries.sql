@@ -200,3 +200,25 @@ DELETE FROM labels WHERE tenant = :tenant AND id IN (
 -- name: tidy_sandboxes
 -- Ended and old.
 DELETE FROM sandboxes WHERE tenant = :tenant AND created <= :before AND state IN ('stopped', 'failed');
+
+-- name: secret_saved
+-- A secret, new or changed, value and all in one.
+INSERT INTO secrets (tenant, name, record, sealed) VALUES (:tenant, :name, :record, :sealed)
+ON CONFLICT (tenant, name) DO UPDATE SET record = excluded.record, sealed = excluded.sealed;
+
+-- name: secret_removed
+-- The end of a secret.
+DELETE FROM secrets WHERE tenant = :tenant AND name = :name;
+
+-- name: secret_list
+-- A tenant's, by name; or the one that is named.
+SELECT tenant, name, record, sealed FROM secrets
+WHERE tenant = :tenant AND (:name IS NULL OR name = :name) ORDER BY name;
+
+-- name: authority_made
+-- The first one stays.
+INSERT OR IGNORE INTO authorities (tenant, certificate, sealed) VALUES (:tenant, :certificate, :sealed);
+
+-- name: authority_of
+-- A tenant's own.
+SELECT tenant, certificate, sealed FROM authorities WHERE tenant = :tenant;

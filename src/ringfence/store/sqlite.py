@@ -21,8 +21,19 @@ import msgspec
 from ringfence import wire
 from ringfence.domain.errors import PlatformFault
 from ringfence.domain.sandbox import new_id
-from ringfence.store.base import Answered, Claim, Filter, Key, NewEvent, PortRow, digest_of, key_name
-from ringfence.store.queries import KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SQL
+from ringfence.store.base import (
+    Answered,
+    AuthorityRow,
+    Claim,
+    Filter,
+    Key,
+    NewEvent,
+    PortRow,
+    SecretRow,
+    digest_of,
+    key_name,
+)
+from ringfence.store.queries import KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL
 from ringfence.store.writer import Writer
 from ringfence.wire_egress import EgressSum
 
@@ -124,7 +135,8 @@ class SqliteStore:
         """Open the files now; the writing thread begins with start()."""
         self._read = connect(path)
         self._write = connect(path)
-        self._write.execute(PORTS_SCHEMA)
+        for statement in (PORTS_SCHEMA, *SECRETS_SCHEMA.split(";\n")):
+            self._write.execute(statement)
         self._keys = connect(_keys_beside(path), KEYS_SCHEMA)
         # Both the WAL and its index are opened by name at first use: use them before privileges and paths are gone.
         self._write.execute("BEGIN IMMEDIATE")
@@ -282,6 +294,32 @@ class SqliteStore:
         """See Store."""
         self._writer.put(SQL["port_tidy"], ())
         return [PortRow(*row) for row in self._read.execute(SQL["port_live"])]
+
+    # --- secrets ---
+
+    async def secret_saved(self, row: SecretRow) -> None:
+        """See Store."""
+        values = {"tenant": row.tenant, "name": row.name, "record": row.record, "sealed": row.sealed}
+        await self._writer.ask(lambda connection: connection.execute(SQL["secret_saved"], values).rowcount)
+
+    async def secret_removed(self, tenant: str, name: str) -> None:
+        """See Store."""
+        values = {"tenant": tenant, "name": name}
+        await self._writer.ask(lambda connection: connection.execute(SQL["secret_removed"], values).rowcount)
+
+    def secrets(self, tenant: str, name: str | None = None) -> list[SecretRow]:
+        """See Store."""
+        return [SecretRow(*row) for row in self._read.execute(SQL["secret_list"], {"tenant": tenant, "name": name})]
+
+    async def authority_made(self, row: AuthorityRow) -> None:
+        """See Store."""
+        values = {"tenant": row.tenant, "certificate": row.certificate, "sealed": row.sealed}
+        await self._writer.ask(lambda connection: connection.execute(SQL["authority_made"], values).rowcount)
+
+    def authority(self, tenant: str) -> AuthorityRow | None:
+        """See Store."""
+        row = self._read.execute(SQL["authority_of"], {"tenant": tenant}).fetchone()
+        return AuthorityRow(*row) if row else None
 
     # --- idempotency ---
 
