@@ -50,7 +50,8 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
 def test_every_command_can_write_json(words: tuple[str, ...]) -> None:
     """Whatever prints data can print it for programs."""
     result = CliRunner().invoke(cli, [*words, "--help"])
-    interactive = {("sandbox", "shell"), ("completion",), ("sandbox",), ("keys",), ("templates",), ("policy",)}
+    groups = {("sandbox",), ("keys",), ("secrets",), ("templates",), ("policy",)}
+    interactive = {("sandbox", "shell"), ("completion",), *groups}
     assert "--json" in result.output or words in interactive
 
 

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "policy": Entry("policy:policy", "Learn, check and explain egress policies.", LIVE),
     "status": Entry("reports:status", "Show how the server is.", MACHINE),
     "templates": Entry("templates:templates", "List, build and verify templates.", MACHINE),
+    "secrets": Entry("secrets:secrets", "Keep secrets that sandboxes use and never hold.", MACHINE),
     "runtimes": Entry("reports:runtimes", "Show the ways to isolate, and the layers in force.", MACHINE),
     "serve": Entry("server:serve", "Start a server on this machine.", HERE),
     "hosts": Entry("hosts:hosts", "Find sandboxes by name on this machine.", HERE),

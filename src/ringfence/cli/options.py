@@ -112,6 +112,9 @@ egress_option = click.option(
 gateway_option = click.option(
     "--egress-gateway", metavar="NAME", help="The operator's gateway by which its connections leave."
 )
+secret_option = click.option(
+    "--secret", "secrets", multiple=True, metavar="NAME", help="A kept secret it may use, as a placeholder; repeatable."
+)
 isolation_option = click.option("--isolation", metavar="RUNTIME", help="How it is isolated (default: auto).")
 
 
@@ -125,6 +128,7 @@ _OF_A_PROGRAM: Final[tuple[Callable[[Any], Any], ...]] = (
     env_option,
     click.option("--cwd", metavar="PATH", help="Where it starts (default: /home/user)."),
     isolation_option,
+    secret_option,
     label_option,
     click.option("--no-stdin", is_flag=True, help="Do not read what is piped in."),
 )

@@ -39,6 +39,7 @@ def options_of(rest: dict[str, Any], stdin: bytes | None) -> dict[str, Any]:
         isolation=rest["isolation"],
         egress=egress(rest["egress_"]),
         egress_gateway=rest["egress_gateway"],
+        secrets=rest["secrets"],
         timeout=rest["timeout"],
         cwd=rest["cwd"],
         env=pairs(rest["env"], "--env"),

@@ -23,6 +23,7 @@ from ringfence.cli.options import (
     pairs,
     said,
     seconds,
+    secret_option,
     server_options,
     template_option,
 )
@@ -73,14 +74,14 @@ sandbox.add_command(ports)
 @egress_option
 @click.option("--start", metavar="COMMAND", help="Run this from the beginning, and again after each reset.")
 @gateway_option
+@secret_option
 @server_options
 def create(shared: Shared, template: str | None, ttl: float, isolation: str | None, **rest: Any) -> None:
     """Create a sandbox and print its id."""
     reach = egress(rest["egress_"])
-    options = said(
-        template=template, isolation=isolation, limits=limits(rest["limits_"]), egress=reach, start=rest["start"]
-    )
-    options |= said(egress_gateway=rest["egress_gateway"])
+    words = said(limits=limits(rest["limits_"]), egress=reach, secrets=rest["secrets"], start=rest["start"])
+    words |= said(egress_gateway=rest["egress_gateway"])
+    options = said(template=template, isolation=isolation, **words)
     with shared.client() as client:
         made = Sandbox.create(client=client, ttl=ttl, labels=pairs(rest["labels"], "--label"), **options)
     if shared.screen.json:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from ringfence import wire, wire_egress
+from ringfence import wire, wire_egress, wire_secrets
 from ringfence.client.errors import Unreachable
 
 ROOT: Final = "/v1"
@@ -41,6 +41,7 @@ class RunOptions(TypedDict, total=False):
     labels: Mapping[str, str]
     egress: wire.Egress
     egress_gateway: str
+    secrets: Sequence[str]
 
 
 class ProcessOptions(TypedDict, total=False):
@@ -132,7 +133,7 @@ def _prepared(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["stdin"] = words(fields["stdin"])
     if "files" in fields:
         fields["files"] = {path: words(content) for path, content in fields["files"].items()}
-    return fields | {name: list(fields[name]) for name in ("args", "collect", "argv") if name in fields}
+    return fields | {name: list(fields[name]) for name in ("args", "collect", "argv", "secrets") if name in fields}
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -239,6 +240,34 @@ def egress_gateways() -> Call:
 def stop(sandbox: str) -> Call:
     """DELETE a sandbox."""
     return Call("DELETE", ROOT + sandbox_path(sandbox))
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def secret_path(name: str) -> str:
+    """A path to one secret."""
+    return f"/secrets/{quote(name, safe='')}"
+
+
+def set_secret(name: str, request: wire_secrets.SecretRequest) -> Call:
+    """PUT a secret; twice is the same as once."""
+    return Call("PUT", ROOT + secret_path(name), (), encoded(request), (JSON_TYPE,), repeatable=True)
+
+
+def get_secret(name: str) -> Call:
+    """GET all of a secret but its value."""
+    return _get(secret_path(name))
+
+
+def list_secrets() -> Call:
+    """GET every secret, without values."""
+    return _get("/secrets")
+
+
+def remove_secret(name: str) -> Call:
+    """DELETE a secret."""
+    return Call("DELETE", ROOT + secret_path(name))
 
 
 # --- published ports -------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class AsyncSandbox:
         egress: wire.Egress = None,
         start: Command | Mapping[str, Any] | None = None,
         egress_gateway: str = "",
+        secrets: Sequence[str] = (),
         client: AsyncClient | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -59,6 +60,7 @@ class AsyncSandbox:
         `egress` is what it may reach: a list of names and rules, or {"bundles": ["pypi"]}; nothing by default.
         `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
         `egress_gateway` names the operator's gateway by which its connections leave.
+        `secrets` are names of kept secrets: inside they are placeholders in variables.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -69,6 +71,7 @@ class AsyncSandbox:
             egress=egress,
             start=calls.starting(start),
             egress_gateway=egress_gateway,
+            secrets=list(secrets),
         )
         return await cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 

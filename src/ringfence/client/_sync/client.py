@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from ringfence import wire, wire_egress
+from ringfence import wire, wire_egress, wire_secrets
 from ringfence.client import calls
 from ringfence.client._sync.link import pause
 from ringfence.client._sync.stream import OnText, Stream, run_ended
@@ -115,6 +115,45 @@ class Client:
             cursor = got.next_cursor
             if cursor is None:
                 return
+
+    # --- secrets ---
+
+    def set_secret(
+        self,
+        name: str,
+        value: str,
+        hosts: Sequence[str],
+        *,
+        headers: Sequence[str] = (),
+        queries: Sequence[str] = (),
+        body: bool = False,
+        env: str | None = None,
+        deadline: float | None = None,
+    ) -> wire_secrets.Secret:
+        """Keep a secret that sandboxes can use, and never hold.
+
+            client.set_secret("openai", key, ["api.openai.com"], headers=["authorization"], env="OPENAI_API_KEY")
+            client.run(code, secrets=["openai"])
+
+        Inside, the variable `env` holds a placeholder; in requests to `hosts`, in the `headers`, the fields of the
+        query and the body that are named here, the value takes its place. It is never shown again.
+        """
+        request = wire_secrets.SecretRequest(
+            value=value, hosts=list(hosts), headers=list(headers), queries=list(queries), body=body, env=env
+        )
+        return self.fetch(wire_secrets.Secret, calls.set_secret(name, request), deadline)
+
+    def secret(self, name: str, *, deadline: float | None = None) -> wire_secrets.Secret:
+        """All of a secret but its value."""
+        return self.fetch(wire_secrets.Secret, calls.get_secret(name), deadline)
+
+    def secrets(self, *, deadline: float | None = None) -> list[wire_secrets.Secret]:
+        """Every secret by name, without values."""
+        return (self.fetch(wire_secrets.SecretList, calls.list_secrets(), deadline)).secrets
+
+    def remove_secret(self, name: str, *, deadline: float | None = None) -> None:
+        """Forget a secret, also in living sandboxes."""
+        self.transport.call(calls.remove_secret(name), self.transport.deadline(deadline))
 
     # --- the machine ---
 
