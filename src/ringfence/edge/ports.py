@@ -46,7 +46,7 @@ class Ports:
         self._ended: dict[str, None] = {}
         self._authority = settings.domain
         self.listening = False
-        engine.ledger.on_gone = self.gone
+        engine.ledger.on_gone.append(self.gone)
         engine.ledger.on_reset = self.again
 
     def __len__(self) -> int:

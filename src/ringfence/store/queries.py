@@ -19,4 +19,5 @@ def _named(text: str) -> dict[str, str]:
 SCHEMA: Final = (_HERE / "schema.sql").read_text(encoding="utf-8")
 KEYS_SCHEMA: Final = (_HERE / "keys.sql").read_text(encoding="utf-8")
 PORTS_SCHEMA: Final = (_HERE / "ports.sql").read_text(encoding="utf-8")
+COMPAT_SCHEMA: Final = (_HERE / "compat.sql").read_text(encoding="utf-8")
 SQL: Final = _named((_HERE / "queries.sql").read_text(encoding="utf-8"))
