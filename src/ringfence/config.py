@@ -139,6 +139,30 @@ class EgressSettings(Settings, frozen=True):
         return floor_from(self.deny, self.permit)
 
 
+class E2bSettings(Settings, frozen=True):
+    """How the E2B protocol is served, to E2B's own clients.
+
+    `internet`: whether their sandboxes may reach names and addresses above the operator's floor, at `internet_ports`.
+    `isolation` is what their sandboxes are isolated by. `limits` are what they get, within a tenant's maxima.
+    `files_only_pause`: take a pause that does not say whether memory is kept for one that keeps files alone.
+    """
+
+    enabled: bool = True
+    internet: bool = False
+    internet_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(
+        default_factory=lambda: [22, 80, 443]
+    )
+    isolation: str = "auto"
+    files_only_pause: bool = False
+    limits: dict[str, int | float] = msgspec.field(
+        default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0}
+    )
+
+    def check(self) -> None:
+        """Refuse limits that are none. Raises BadRequest."""
+        limits_from(dict(self.limits), Limits())
+
+
 class ServerSettings(Settings, frozen=True):
     """What `ringfence serve` needs to know."""
 
@@ -165,6 +189,7 @@ class ServerSettings(Settings, frozen=True):
     tenants: dict[str, TenantSettings] = {}
     edge: EdgeSettings = EdgeSettings()
     egress: EgressSettings = EgressSettings()
+    e2b: E2bSettings = E2bSettings()
 
     @property
     def state_dir(self) -> Path:
@@ -298,6 +323,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     settings.edge.check()
     settings.egress.floor()
     _check_gateways(settings)
+    settings.e2b.check()
     return settings
 
 

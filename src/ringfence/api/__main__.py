@@ -20,6 +20,7 @@ import uvloop
 
 from ringfence.api import privileges
 from ringfence.api.app import make_app
+from ringfence.api.compat.e2b.app import E2b
 from ringfence.api.front import Front
 from ringfence.api.handover import given_to
 from ringfence.api.protocol import Clocks
@@ -174,7 +175,7 @@ def run(options: Options) -> None:
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,
-        published=edge.ports,
+        published=edge.ports, e2b=E2b(engine, store, settings.e2b, settings.edge) if settings.e2b.enabled else None,
     )  # fmt: skip
     listener, edge_listener, certificates = _listener(options), _edge_listener(options), _certificates(options)
     uvloop.run(warm_up(app))
