@@ -13,7 +13,7 @@ from ringfence.api.compat.e2b.asks import Ask
 from ringfence.api.compat.e2b.control import Control
 from ringfence.api.compat.e2b.http import App, Exchange, Receive, Scope, Send
 from ringfence.api.compat.e2b.insight import Insight
-from ringfence.api.compat.e2b.plane import Plane
+from ringfence.api.compat.e2b.plane import DAEMON_PORT, INTERPRETER_PORT, Plane
 from ringfence.api.compat.e2b.records import Registry
 from ringfence.api.compat.e2b.routes import FIRST, Routes, table_of
 from ringfence.api.errors import ClientGone, MisdirectedRequest
@@ -25,6 +25,8 @@ from ringfence.store.base import Store
 
 SANDBOX_HEADER: Final = b"e2b-sandbox-id"
 PORT_HEADER: Final = b"e2b-sandbox-port"
+TOKEN_HEADER: Final = b"x-access-token"
+INTERPRETED: Final = frozenset({"execute", "contexts"})
 _LABEL: Final = re.compile(r"([1-9][0-9]{0,4})-([a-z0-9]{1,48})(?:-[a-z0-9-]*)?")
 
 
@@ -79,9 +81,9 @@ class E2b:
         """Whether a request to one of the server's own names is for this face."""
         names = {name for name, _ in scope["headers"]}
         path: str = scope["path"]
-        if SANDBOX_HEADER in names or PORT_HEADER in names:
+        if names & {SANDBOX_HEADER, PORT_HEADER, TOKEN_HEADER}:
             return True
-        if path.split("/")[1] in FIRST:
+        if _first(path) in FIRST:
             return True
         signed = path == "/files" and b"signature=" in scope["query_string"]
         return signed or (scope["method"] == "OPTIONS" and _preflight(scope))
@@ -109,9 +111,18 @@ class E2b:
             if target is None and host != "api" + self._suffix:
                 raise MisdirectedRequest("this server does not answer to that Host")
             return target
+        # Some releases send a sandbox's headers to the control plane too; their paths have nothing in common.
+        return None if _first(exchange.raw_path) in FIRST else self._routed(exchange)
+
+    def _routed(self, exchange: Exchange) -> Target | None:
+        """The sandbox that headers name; those of some releases name none after connect, and show its token alone."""
         name, port = exchange.header(SANDBOX_HEADER), exchange.header(PORT_HEADER)
         if name is None and port is None:
-            return None
+            token = exchange.header(TOKEN_HEADER)
+            if token is None:
+                return None
+            theirs = INTERPRETER_PORT if _first(exchange.raw_path) in INTERPRETED else DAEMON_PORT
+            return Target(self.registry.holder(token) or "", theirs)
         if not name or not port or not port.isdecimal() or len(port) > 5:
             raise BadRequest("E2b-Sandbox-Id and E2b-Sandbox-Port go together", code="bad_routing")
         return Target(name.partition("-")[0], int(port))
@@ -134,3 +145,8 @@ class E2b:
 def _preflight(scope: Scope) -> bool:
     asked = b"".join(value for name, value in scope["headers"] if name == b"access-control-request-headers")
     return SANDBOX_HEADER in asked.lower()
+
+
+def _first(path: str) -> str:
+    """The first part of a path."""
+    return path.removeprefix("/").partition("/")[0]

@@ -25,6 +25,7 @@ class Call:
         self.face = face
         self.exchange = exchange
         self.account: Account = ACCOUNTS["user"]
+        self._began = asyncio.get_running_loop().time()
 
     @property
     def where(self) -> tuple[str, str]:
@@ -51,9 +52,9 @@ class Call:
 
     @asynccontextmanager
     async def within(self, seconds: float | None) -> AsyncIterator[None]:
-        """Bound what is done inside. Raises ConnectError when the time is over."""
+        """Bound what is done inside, counted from the call's arrival. Raises ConnectError when the time is over."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(None if seconds is None else self._began + seconds):
                 yield
         except TimeoutError:
             raise ConnectError("deadline_exceeded", "the call took longer than Connect-Timeout-Ms allows") from None

@@ -157,7 +157,11 @@ async def start(call: Call) -> None:
 
     async def work() -> None:
         try:
-            async with call.engine.processes.following(*call.where, request) as live:
+            # The client counts, too, and does not wait for the program to be gone: its agent sees to that.
+            async with (
+                call.within(request.timeout),
+                call.engine.processes.following(*call.where, request) as live,
+            ):
                 call.face.remember(live.pid, Begun(_told(asked.process), terminal=asked.pty is not None))
                 await follow(call, live, terminal=asked.pty is not None)
         except NotFound as error:

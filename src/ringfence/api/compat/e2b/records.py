@@ -47,6 +47,10 @@ def same(given: str | None, token: str) -> bool:
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
     """How a program was started, as `List` tells it. Known to this process alone."""
@@ -104,6 +108,7 @@ class Registry:
         self._engine = engine
         self._store = store
         self._faces: dict[str, Face] = {}
+        self._holders: dict[bytes, str] = {}  # who was given a token, by its digest
         engine.ledger.on_gone.append(self.gone)
 
     def begin(self) -> None:
@@ -114,11 +119,15 @@ class Registry:
             except msgspec.MsgspecError:
                 _log.error("the E2B record of %s cannot be read back", row.sandbox)
                 continue
-            self._faces[row.sandbox] = Face(row.tenant, row.sandbox, record)
+            self._know(Face(row.tenant, row.sandbox, record))
+
+    def _know(self, face: Face) -> None:
+        self._faces[face.id] = face
+        self._holders[_digest(face.record.token)] = face.id
 
     def keep(self, face: Face) -> None:
         """Make it known, and durable soon."""
-        self._faces[face.id] = face
+        self._know(face)
         self._store.compat_saved(CompatRow(face.tenant, face.id, msgspec.json.encode(face.record)))
 
     def find(self, sandbox_id: str) -> Face | None:
@@ -146,6 +155,10 @@ class Registry:
                 return self.find(sandbox_id)
         return None
 
+    def holder(self, token: str) -> str | None:
+        """The sandbox whose token this is: some releases name none where all share a host."""
+        return self._holders.get(_digest(token))
+
     def _adopted(self, tenant: str, sandbox: wire.Sandbox) -> Face:
         face = Face(tenant, sandbox.id, Record(token=new_token(), template=sandbox.template, metadata=sandbox.labels))
         if sandbox.state is State.RUNNING:
@@ -157,6 +170,7 @@ class Registry:
         face = self._faces.pop(sandbox_id, None)
         if face is None:
             return
+        self._holders.pop(_digest(face.record.token), None)
         face.dead = True
         for watcher in face.watchers.values():
             watcher.stop()
