@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -44,11 +43,10 @@ class Served:
             return {**base, "E2B_API_KEY": self.key, "E2B_DOMAIN": f"{DOMAIN}:{self.tls_port}", **trust}
         return {**base, "E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
 
-    def client(self, key: str | None = None, **more: Any) -> httpx.Client:
+    def client(self, key: str | None = None, **headers: str) -> httpx.Client:
         """An HTTP client of the control plane."""
-        return httpx.Client(
-            base_url=self.url, headers={"X-API-Key": key or self.key}, timeout=20, trust_env=False, **more
-        )
+        sent = {"X-API-Key": key or self.key, **headers}
+        return httpx.Client(base_url=self.url, headers=sent, timeout=20, trust_env=False)
 
 
 @contextlib.contextmanager

@@ -391,7 +391,7 @@ def an_expiry_under_a_stream_is_told(box):
     if VERSION >= (2, 35):
         assert isinstance(error, e2b.SandboxException), (type(error), error)
     assert other.is_running() is False
-    gone = raises(lambda: other.get_info())
+    gone = raises(other.get_info)
     assert isinstance(gone, (e2b.NotFoundException, e2b.SandboxException)), type(gone)
 
 

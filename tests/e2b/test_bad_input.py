@@ -414,14 +414,14 @@ def test_a_field_that_asks_for_nothing_is_let_pass(server: Served) -> None:
 
 def test_a_create_that_is_repeated_makes_one_sandbox(server: Served) -> None:
     """By its Idempotency-Key; with another body it is refused."""
-    with server.client(headers={"Idempotency-Key": "once-1"}) as client:
+    with server.client(**{"Idempotency-Key": "once-1"}) as client:
         body = {"templateID": "base", "timeout": 60}
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: client.post("/v2/sandboxes", json=body).json(), range(4)))
         assert len({answer["sandboxID"] for answer in answers}) == 1
         assert client.post("/v2/sandboxes", json={**body, "timeout": 61}).status_code == 409
         client.delete(f"/sandboxes/{answers[0]['sandboxID']}")
-    with server.client(headers={"Idempotency-Key": "Not This"}) as client:
+    with server.client(**{"Idempotency-Key": "Not This"}) as client:
         assert client.post("/v2/sandboxes", json={"templateID": "base"}).status_code == 400
 
 

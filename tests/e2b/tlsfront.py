@@ -16,7 +16,7 @@ def certificate(place: Path, domain: str) -> tuple[Path, Path]:
     words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7"]
     names = f"subjectAltName=DNS:*.{domain},DNS:{domain}"
     subprocess.run(
-        ["openssl", "req", "-x509", *words, "-subj", f"/CN={domain}", "-addext", names, "-keyout", str(key), "-out", str(cert)],
+        ["openssl", "req", "-x509", *words, "-subj", f"/CN={domain}", "-addext", names, "-keyout", key, "-out", cert],
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip
     return cert, key

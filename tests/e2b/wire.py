@@ -79,7 +79,8 @@ class Box:
         self, path: str, body: bytes, *, length: int | None = None, kind: str = "application/connect+json"
     ) -> bytes:
         """Send so much of a request and close our side; everything that came back."""
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.server.port}\r\nContent-Type: {kind}\r\nConnection: close\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.server.port}\r\n"
+        head += f"Content-Type: {kind}\r\nConnection: close\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in self.routed().items())
         head += f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as connection:
