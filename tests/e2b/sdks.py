@@ -30,12 +30,12 @@ def python(version: str) -> Path:
 def javascript(version: str) -> Path:
     """A directory whose node_modules has this release."""
     if shutil.which("npm") is None:
-        _absent("npm is not installed")
+        absent("npm is not installed")
     npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
     return _fetched(f"js-{version}", lambda place: [*npm, str(place), f"e2b@{version.replace(NEWEST, 'latest')}"])
 
 
-def _absent(why: str) -> None:
+def absent(why: str) -> None:
     """Where CI runs nothing may be missing."""
     if os.environ.get("CI") == "true":
         pytest.fail(why)
@@ -56,7 +56,7 @@ def _fetched(name: str, command) -> Path:
         if done.returncode:
             if mark.exists():
                 return place
-            _absent(f"{name} cannot be fetched: {done.stderr.decode(errors='replace')[-300:]}")
+            absent(f"{name} cannot be fetched: {done.stderr.decode(errors='replace')[-300:]}")
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
         mark.touch()

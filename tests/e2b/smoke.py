@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import importlib
 import inspect
 import io
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -23,22 +23,12 @@ import urllib.request
 from collections.abc import Callable
 from importlib import metadata
 
-REAL = socket.getaddrinfo
-DOMAIN = os.environ.get("E2B_DOMAIN", "").partition(":")[0]
+import e2b
+from e2b import Sandbox
+
 PATIENCE = 80.0  # seconds: by then something hangs
 BIG = int(os.environ.get("SMOKE_BIG_MIB", "200")) << 20
 
-
-def looked_up(host, *rest, **more):
-    """Names of the domain are on this machine: what a real installation's DNS says."""
-    name = host.decode() if isinstance(host, bytes) else host
-    return REAL("127.0.0.1" if DOMAIN and name and name.endswith(DOMAIN) else host, *rest, **more)
-
-
-socket.getaddrinfo = looked_up
-
-import e2b  # noqa: E402 - the resolver comes first
-from e2b import Sandbox  # noqa: E402
 
 VERSION = tuple(int(part) for part in metadata.version("e2b").split(".")[:3])
 CLAIMS: list[Callable[..., None]] = []
@@ -58,12 +48,9 @@ def create(**more):
 def listed(**query):
     """Every sandbox a list shows."""
     if VERSION < (2,):
-        from e2b.sandbox.sandbox_api import SandboxQuery
-
-        return Sandbox.list(query=SandboxQuery(**query) if query else None)
-    from e2b import SandboxQuery
-
-    pages, found = Sandbox.list(query=SandboxQuery(**query) if query else None, limit=1), []
+        kind = importlib.import_module("e2b.sandbox.sandbox_api").SandboxQuery
+        return Sandbox.list(query=kind(**query) if query else None)
+    pages, found = Sandbox.list(query=e2b.SandboxQuery(**query) if query else None, limit=1), []
     while pages.has_next:
         found += pages.next_items()
     return found
@@ -195,19 +182,17 @@ def much_output_comes_whole(box):
 @claim
 def a_terminal_is_used_and_resized(box):
     """Bytes both ways, and the size that a program sees."""
-    from e2b.sandbox.commands.command_handle import PtySize
-
     seen = bytearray()
-    handle = box.pty.create(PtySize(rows=20, cols=70))
+    handle = box.pty.create(e2b.sandbox.commands.command_handle.PtySize(rows=20, cols=70))
     box.pty.send_stdin(handle.pid, b"stty size; echo [$TERM]\n")
-    box.pty.resize(handle.pid, PtySize(rows=31, cols=99))
+    box.pty.resize(handle.pid, e2b.sandbox.commands.command_handle.PtySize(rows=31, cols=99))
     box.pty.send_stdin(handle.pid, b"stty size; exit 7\n")
     error = raises(lambda: handle.wait(on_pty=seen.extend))
     assert error.exit_code == 7
     assert b"20 70" in seen or b"31 99" in seen
     assert b"31 99" in seen
     assert b"[xterm" in seen
-    gone = box.pty.create(PtySize(rows=20, cols=70))
+    gone = box.pty.create(e2b.sandbox.commands.command_handle.PtySize(rows=20, cols=70))
     assert box.pty.kill(gone.pid) is True
 
 
@@ -348,6 +333,30 @@ def what_is_used_is_told(box):
         found = box.get_metrics()
         assert found[-1].mem_total > 0
         assert found[-1].disk_used > 0
+
+
+@claim
+def a_server_inside_is_reached_by_its_name(box):
+    """Where names are known; a port that nobody listens at says so."""
+    if not os.environ.get("E2B_DOMAIN"):
+        return
+    box.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
+    box.files.write("page.txt", "by name")
+    knock = "import socket; socket.create_connection(('localhost', 8000))"
+    box.commands.run(f'until python3 -c "{knock}" 2>/dev/null; do sleep 0.05; done')
+    page = urllib.request.urlopen(f"https://{box.get_host(8000)}/page.txt", timeout=10)
+    assert page.read() == b"by name"
+    closed = raises(lambda: urllib.request.urlopen(f"https://{box.get_host(8001)}/", timeout=10))
+    assert closed.code == 502
+    assert "port is not open" in closed.read().decode()
+    if VERSION >= (2, 20):
+        private = create(timeout=60, network={"allow_public_traffic": False})
+        denied = raises(lambda: urllib.request.urlopen(f"https://{private.get_host(8000)}/", timeout=10))
+        assert denied.code == 403
+        let_in = {"E2b-Traffic-Access-Token": private.traffic_access_token}
+        asked = urllib.request.Request(f"https://{private.get_host(8000)}/", headers=let_in)
+        assert raises(lambda: urllib.request.urlopen(asked, timeout=10)).code == 502
+        private.kill()
 
 
 @claim

@@ -49,6 +49,11 @@ class Ports:
         engine.ledger.on_gone.append(self.gone)
         engine.ledger.on_reset = self.again
 
+    @property
+    def authority(self) -> str:
+        """The domain of published ports, with its port where that is not the usual one."""
+        return self._authority
+
     def __len__(self) -> int:
         return len(self._routes)
 

@@ -20,6 +20,7 @@ from ringfence.api.errors import ClientGone, MisdirectedRequest
 from ringfence.api.front import host_name
 from ringfence.config import E2bSettings, EdgeSettings
 from ringfence.domain.errors import BadRequest
+from ringfence.edge.ports import Ports
 from ringfence.engine.engine import Engine
 from ringfence.store.base import Store
 
@@ -47,14 +48,15 @@ class E2b:
         store: Store,
         settings: E2bSettings,
         edge: EdgeSettings,
+        ports: Ports,
         interpreter: Callable[[E2b], App] | None = None,
     ) -> None:
         self.engine = engine
         self._store = store
         self._suffix = "." + edge.domain
-        self._domain = edge.domain
+        self._ports = ports
         self.registry = Registry(engine, store)
-        control = Control(engine, self.registry, settings, self.domain_for)
+        control = Control(engine, self.registry, settings, ports, self.domain_for)
         self._routes = Routes(table_of(control, Insight(engine, store, self.registry)))
         self._plane = Plane(engine, self.registry, interpreter(self) if interpreter is not None else None)
 
@@ -65,7 +67,7 @@ class E2b:
     def domain_for(self, exchange: Exchange) -> str | None:
         """Where a sandbox's ports are reached; nothing where the client knows already."""
         host = host_name((exchange.header(b"host") or "").encode("latin-1"))
-        return None if host.endswith(self._suffix) else self._domain
+        return None if host.endswith(self._suffix) else self._ports.authority
 
     def named(self, host: str) -> bool:
         """Whether a host is one of this face's own: `api.<domain>`, or a sandbox's."""

@@ -19,6 +19,7 @@ from ringfence.api.compat.e2b.records import Face, Record, Registry, new_token
 from ringfence.api.compat.e2b.refusals import missing
 from ringfence.config import E2bSettings
 from ringfence.domain.errors import BadRequest, Conflict, RingfenceError
+from ringfence.edge.ports import Ports
 from ringfence.engine import checks
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import RESERVED
@@ -54,11 +55,17 @@ class Control:
     """What the routes do."""
 
     def __init__(
-        self, engine: Engine, registry: Registry, settings: E2bSettings, domain: Callable[[Exchange], str | None]
+        self,
+        engine: Engine,
+        registry: Registry,
+        settings: E2bSettings,
+        ports: Ports,
+        domain: Callable[[Exchange], str | None],
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._settings = settings
+        self._ports = ports
         self._domain = domain
         self._pausing = Pausing(engine, settings)
 
@@ -135,7 +142,17 @@ class Control:
         sandbox = await self._engine.sandboxes.create(tenant, request)
         face = Face(tenant, sandbox.id, record)
         self._registry.keep(face)
+        if self._ports.listening:
+            await self._publish(face)
         return face
+
+    async def _publish(self, face: Face) -> None:
+        """Let its ports be reached, by anybody or by whoever has the traffic token; as was asked or not at all."""
+        try:
+            await self._ports.publish_all(face.tenant, face.id, face.record.traffic)
+        except BaseException:
+            await self._engine.sandboxes.stop(face.tenant, face.id, "its ports could not be published as asked")
+            raise
 
     def _limits(self, tenant: str) -> dict[str, Any]:
         """The operator's limits for these sandboxes, none above the tenant's own."""
