@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from ringfence.domain.egress import Floor, floor_from
+from ringfence.domain.egress import Floor, floor_from, policy_from
 from ringfence.domain.errors import BadRequest
 from ringfence.domain.gateways import Gateway, gateway_from
 from ringfence.domain.limits import BOUNDS, WHOLE, Limits, limits_from
@@ -142,14 +142,15 @@ class EgressSettings(Settings, frozen=True):
 class E2bSettings(Settings, frozen=True):
     """How the E2B protocol is served, to E2B's own clients.
 
-    `internet`: whether their sandboxes may reach names and addresses above the operator's floor, at `internet_ports`.
+    `internet` is what "internet access" means here, an egress policy as a sandbox's own would be; empty: there is none.
+    `out_ports` are those at which addresses in a sandbox's own allow list may be reached.
     `isolation` is what their sandboxes are isolated by. `limits` are what they get, within a tenant's maxima.
     `files_only_pause`: take a pause that does not say whether memory is kept for one that keeps files alone.
     """
 
     enabled: bool = True
-    internet: bool = False
-    internet_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(
+    internet: dict[str, Any] = {}
+    out_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(
         default_factory=lambda: [22, 80, 443]
     )
     isolation: str = "auto"
@@ -158,9 +159,10 @@ class E2bSettings(Settings, frozen=True):
         default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0}
     )
 
-    def check(self) -> None:
-        """Refuse limits that are none. Raises BadRequest."""
+    def check(self, floor: Floor) -> None:
+        """Refuse limits and a policy that are none. Raises BadRequest."""
         limits_from(dict(self.limits), Limits())
+        policy_from(self.internet or None, floor)
 
 
 class ServerSettings(Settings, frozen=True):
@@ -321,9 +323,8 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     for ceiling in (settings.tenant, *settings.tenants.values()):
         ceiling.most()
     settings.edge.check()
-    settings.egress.floor()
+    settings.e2b.check(settings.egress.floor())
     _check_gateways(settings)
-    settings.e2b.check()
     return settings
 
 

@@ -1,7 +1,7 @@
 """E2B's network options as an egress policy of ours.
 
-E2B opens the internet unless told otherwise. We do not: a sandbox reaches what its options name, and without options
-nothing, unless the operator set `[e2b] internet`. What a policy cannot say (all but a few addresses) is refused.
+E2B opens the internet unless told otherwise. We do not: a sandbox reaches what its options name and what the operator's
+`[e2b.internet]` allows, by default nothing. What a policy cannot say (everything, all but some) is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ def _refused(cause: str, hint: str = "") -> BadRequest:
     return BadRequest(cause, code="unsupported_network", remediation=hint)
 
 
-def _everything(settings: E2bSettings) -> list[str | dict[str, Any]]:
-    ports = sorted(set(settings.internet_ports))
-    return [{"domain": "*", "protocol": "tcp", "ports": ports}, {"cidr": EVERYWHERE, "ports": ports}]
-
-
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_network(text, strict=False)
@@ -36,44 +31,40 @@ def _is_address(text: str) -> bool:
 
 
 def _allowed(names: Sequence[str], settings: E2bSettings) -> list[str | dict[str, Any]]:
+    """Rules for an allow list: names by TLS and by plain HTTP, addresses at the operator's ports."""
     rules: list[str | dict[str, Any]] = []
-    ports = sorted(set(settings.internet_ports))
     for name in names:
-        if name == EVERYWHERE:
-            rules += _everything(settings)
-        elif _is_address(name):
-            rules.append({"cidr": str(ipaddress.ip_network(name, strict=False)), "ports": ports})
+        if _is_address(name):
+            network = str(ipaddress.ip_network(name, strict=False))
+            rules.append({"cidr": network, "ports": sorted(set(settings.out_ports))})
         else:
             rules += [name, {"domain": name, "protocol": "http"}]
     return rules
 
 
-def _wants_internet(asked: bool | None, *, always_said: bool) -> bool | None:
-    """What was meant: the clients of the first create route say true whatever their user wanted."""
-    return None if asked and always_said else asked
-
-
 def egress(
     network: Network | None, asked: bool | None, settings: E2bSettings, *, always_said: bool = False
 ) -> wire.Egress:
-    """The policy that these options mean. Raises BadRequest for what cannot be honoured."""
+    """The policy that these options mean. Raises BadRequest for what cannot be honoured.
+
+    `always_said`: the clients of the first create route say true whatever their user wanted, so that says nothing.
+    """
     allow, deny = (network.allow_out or [], network.deny_out or []) if network is not None else ([], [])
-    wanted = _wants_internet(asked, always_said=always_said)
-    if wanted and not settings.internet:
+    if asked and not settings.internet and not always_said:
         raise _refused(
             "allow_internet_access: this server gives sandboxes no internet access",
-            "leave it out, or name what is needed in network.allow_out; the operator decides by [e2b] internet",
+            "leave it out, or name what is needed in network.allow_out; the operator decides by [e2b.internet]",
         )
-    if EVERYWHERE in allow and not settings.internet:
+    if EVERYWHERE in allow:
         raise _refused(f"network.allow_out: {EVERYWHERE} is not offered by this server", "name what is needed")
-    closed = wanted is False or EVERYWHERE in deny
-    if any(each != EVERYWHERE for each in deny) and settings.internet and not closed:
+    closed = asked is False or EVERYWHERE in deny or not settings.internet
+    if not closed and deny:
         raise _refused(
             "network.deny_out: all but some addresses cannot be said here",
             f"deny {EVERYWHERE} and name what is needed in network.allow_out",
         )
-    if settings.internet and not closed:
-        return _everything(settings)
+    if not closed:
+        return {**settings.internet, "allow": [*settings.internet.get("allow", []), *_allowed(allow, settings)]}
     # With an empty list there is a network that reaches nothing, yet: an update may name what it shall reach.
     return None if network is None else _allowed(allow, settings)
 
