@@ -28,6 +28,7 @@ SANDBOX_HEADER: Final = b"e2b-sandbox-id"
 PORT_HEADER: Final = b"e2b-sandbox-port"
 TOKEN_HEADER: Final = b"x-access-token"
 INTERPRETED: Final = frozenset({"execute", "contexts"})
+SERVICES: Final = INTERPRETED | {"process.Process", "filesystem.Filesystem", "files", "health", "envs", "metrics"}
 _LABEL: Final = re.compile(r"([1-9][0-9]{0,4})-([a-z0-9]{1,48})(?:-[a-z0-9-]*)?")
 
 
@@ -83,9 +84,8 @@ class E2b:
         """Whether a request to one of the server's own names is for this face."""
         names = {name for name, _ in scope["headers"]}
         path: str = scope["path"]
-        if names & {SANDBOX_HEADER, PORT_HEADER, TOKEN_HEADER}:
-            return True
-        if _first(path) in FIRST:
+        first = _first(path)
+        if names & {SANDBOX_HEADER, PORT_HEADER} or first in FIRST or (TOKEN_HEADER in names and first in SERVICES):
             return True
         signed = path == "/files" and b"signature=" in scope["query_string"]
         return signed or (scope["method"] == "OPTIONS" and _preflight(scope))
