@@ -121,12 +121,13 @@ class Ledger:
         if sandbox.state in {State.STOPPED, State.FAILED}:
             self._admission.left(tenant, sandbox.id)
             self._live.pop(sandbox.id, None)
-            self._gone(sandbox.id)
+            self.gone(sandbox.id)
         else:
             self._live[sandbox.id] = (tenant, sandbox)
         self._store.sandbox_changed(tenant, sandbox)
 
-    def _gone(self, sandbox_id: str) -> None:
+    def gone(self, sandbox_id: str) -> None:
+        """Tell whoever wants to know that a sandbox ended."""
         for told in self.on_gone:
             told(sandbox_id)
 
@@ -171,7 +172,7 @@ class Ledger:
             gone = self._live.pop(sandbox_id, None)
             if gone is not None:
                 self._admission.left(gone[0], sandbox_id)
-                self._gone(sandbox_id)
+                self.gone(sandbox_id)
         known = {row.id for _, row in rows}
         for sandbox in answer.sandboxes:
             if RUN_LABEL in sandbox.labels:

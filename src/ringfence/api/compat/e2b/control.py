@@ -215,11 +215,11 @@ class Control:
     async def kill(self, ask: Ask) -> Reply:
         """End it, paused or not."""
         face = self._face(ask)
-        face.dead = True
+        face.ended = True
         try:
             await self._engine.sandboxes.stop(ask.tenant, face.id, "killed by its owner")
         except RingfenceError:
-            face.dead = False
+            face.ended = False
             raise
         return Reply(204)
 

@@ -61,7 +61,8 @@ class Plane:
         try:
             await self._served(exchange, face, port)
         except connect.Cut as cut:
-            face.dead = face.dead or cut.sure
+            if cut.sure:
+                face.doubt()
             if not exchange.started:
                 await self._not_there(exchange, face.id)
 

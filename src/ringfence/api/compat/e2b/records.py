@@ -20,6 +20,7 @@ from ringfence.store.base import CompatRow, Store
 
 _log: Final = logging.getLogger(__name__)
 TOKEN_BYTES: Final = 32
+DOUBT_SECONDS: Final = 2.0
 MOST_FINISHED: Final = 512  # started programs remembered of one sandbox
 
 
@@ -66,10 +67,20 @@ class Face:
     tenant: str
     id: str
     record: Record
-    dead: bool = False  # seen to end before the engine has said so
+    ended: bool = False
+    doubted: float = 0.0  # seen to end before the engine said so: until then it is taken for dead
     begun: dict[int, Begun] = field(default_factory=dict)
     watchers: dict[str, Any] = field(default_factory=dict)
     samples: list[tuple[float, float, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def dead(self) -> bool:
+        """Whether it is gone, as far as anybody here has seen."""
+        return self.ended or time.monotonic() < self.doubted
+
+    def doubt(self) -> None:
+        """Something of it broke off: until the engine has heard why, it is not there. A reset may bring it back."""
+        self.doubted = time.monotonic() + DOUBT_SECONDS
 
     def remember(self, pid: int, begun: Begun) -> None:
         """Keep how a program was started, within a bound."""
@@ -171,7 +182,7 @@ class Registry:
         if face is None:
             return
         self._holders.pop(_digest(face.record.token), None)
-        face.dead = True
+        face.ended = True
         for watcher in face.watchers.values():
             watcher.stop()
         face.watchers.clear()
