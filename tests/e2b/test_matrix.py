@@ -37,7 +37,7 @@ def smoke(server: Served, language: str, version: str, *, domain: bool, mib: int
         env |= {"PYTHONPATH": str(sdks.python(version))}
         words = [sys.executable, "-P", str(HERE / "smoke.py")]
     else:
-        words = ["node", str(HERE / "smoke.mjs"), str(sdks.javascript(version))]
+        words = [str(sdks.node()), str(HERE / "smoke.mjs"), str(sdks.javascript(version))]
     words = [*server.words(domain=domain), *words]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=110, check=False, cwd="/")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
