@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from ringfence.domain.egress import Floor, floor_from
+from ringfence.domain.egress import Floor, floor_from, policy_from
 from ringfence.domain.errors import BadRequest
 from ringfence.domain.gateways import Gateway, gateway_from
 from ringfence.domain.limits import BOUNDS, WHOLE, Limits, limits_from
@@ -163,6 +163,32 @@ class EgressSettings(Settings, frozen=True):
         return b""
 
 
+class E2bSettings(Settings, frozen=True):
+    """How the E2B protocol is served, to E2B's own clients.
+
+    `internet` is what "internet access" means here, an egress policy as a sandbox's own would be; empty: there is none.
+    `out_ports` are those at which addresses in a sandbox's own allow list may be reached.
+    `isolation` is what their sandboxes are isolated by. `limits` are what they get, within a tenant's maxima.
+    `files_only_pause`: take a pause that does not say whether memory is kept for one that keeps files alone.
+    """
+
+    enabled: bool = True
+    internet: dict[str, Any] = {}
+    out_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65_535)]] = msgspec.field(
+        default_factory=lambda: [22, 80, 443]
+    )
+    isolation: str = "auto"
+    files_only_pause: bool = False
+    limits: dict[str, int | float] = msgspec.field(
+        default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0}
+    )
+
+    def check(self, floor: Floor) -> None:
+        """Refuse limits and a policy that are none. Raises BadRequest."""
+        limits_from(dict(self.limits), Limits())
+        policy_from(self.internet or None, floor)
+
+
 class ServerSettings(Settings, frozen=True):
     """What `ringfence serve` needs to know."""
 
@@ -189,6 +215,7 @@ class ServerSettings(Settings, frozen=True):
     tenants: dict[str, TenantSettings] = {}
     edge: EdgeSettings = EdgeSettings()
     egress: EgressSettings = EgressSettings()
+    e2b: E2bSettings = E2bSettings()
 
     @property
     def state_dir(self) -> Path:
@@ -320,7 +347,7 @@ def read_server(file: str | None = None, *, environ: Mapping[str, str] | None = 
     for ceiling in (settings.tenant, *settings.tenants.values()):
         ceiling.most()
     settings.edge.check()
-    settings.egress.floor()
+    settings.e2b.check(settings.egress.floor())
     _check_gateways(settings)
     settings.egress.roots()
     return settings

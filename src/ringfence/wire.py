@@ -463,10 +463,11 @@ class Written(Answer, frozen=True):
 
 
 class FileEvent(Answer, frozen=True):
-    """A change seen by a watch."""
+    """A change seen by a watch. `from` is a renamed file's earlier name; "overflow": some changes were left out."""
 
-    type: Literal["create", "write", "remove", "rename", "chmod"]
-    path: str
+    type: Literal["create", "write", "remove", "rename", "chmod", "overflow"]
+    path: str = ""
+    source: str | None = msgspec.field(default=None, name="from")
 
 
 # --- what the machine offers, and what happened ----------------------------------------------------------------------

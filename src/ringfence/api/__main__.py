@@ -20,6 +20,7 @@ import uvloop
 
 from ringfence.api import privileges
 from ringfence.api.app import make_app
+from ringfence.api.compat.e2b.app import E2b
 from ringfence.api.front import Front
 from ringfence.api.handover import given_to
 from ringfence.api.protocol import Clocks
@@ -30,6 +31,7 @@ from ringfence.domain.secrets import Authority
 from ringfence.edge.certificates import Alone, Received
 from ringfence.edge.connection import Api
 from ringfence.edge.listening import listen
+from ringfence.edge.ports import Ports
 from ringfence.edge.server import Edge, Pairs
 from ringfence.edge.tls import quiet, read_pair
 from ringfence.engine.engine import Engine
@@ -168,6 +170,11 @@ async def _serve(
         announcing.cancel()
 
 
+def _e2b(engine: Engine, store: SqliteStore, ports: Ports, settings: ServerSettings) -> E2b | None:
+    """E2B's face, where the operator wants it."""
+    return E2b(engine, store, settings.e2b, settings.edge, ports) if settings.e2b.enabled else None
+
+
 def run(options: Options) -> None:
     """Prepare with privilege, serve without."""
     sys.unraisablehook = quiet
@@ -186,7 +193,7 @@ def run(options: Options) -> None:
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,
-        published=edge.ports,
+        published=edge.ports, e2b=_e2b(engine, store, edge.ports, settings),
     )  # fmt: skip
     listener, edge_listener, certificates = _listener(options), _edge_listener(options), _certificates(options)
     uvloop.run(warm_up(app))

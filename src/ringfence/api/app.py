@@ -13,6 +13,7 @@ from litestar.exceptions import HTTPException
 
 from ringfence.api import egress, files, machine, pages, ports, processes, runs, sandboxes, secrets, sockets
 from ringfence.api.auth import Authenticated, check_declared
+from ringfence.api.compat.e2b.app import E2b
 from ringfence.api.errors import answer
 from ringfence.api.front import Front
 from ringfence.api.schema import openapi_of
@@ -41,6 +42,8 @@ ROUTES: Final = [
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncIterator[None]:
     async with app.state.engine.running():
+        if app.state.e2b is not None:
+            app.state.e2b.begin()
         yield
 
 
@@ -57,14 +60,21 @@ def make_litestar(engine: Engine, store: Store, version: str, routes: list[Any] 
         logging_config=None,  # the process configures logging once; no thread of its own
         debug=False,
         pdb_on_exception=False,
-        state=State({"engine": engine, "store": store, "version": version}),
+        state=State({"engine": engine, "store": store, "version": version, "e2b": None}),
     )
     check_declared(app)
     return app
 
 
 def make_app(
-    engine: Engine, store: Store, *, version: str, hosts: list[str], body_seconds: float, published: Ports | None = None
+    engine: Engine,
+    store: Store,
+    *,
+    version: str,
+    hosts: list[str],
+    body_seconds: float,
+    published: Ports | None = None,
+    e2b: E2b | None = None,
 ) -> Front:
     """The whole application, ready to be served. Without an edge's table of ports, none can be published."""
     app = make_litestar(engine, store, version)
@@ -72,4 +82,5 @@ def make_app(
     schema = openapi_of(ROUTES, version)
     app.state.openapi = _encode(schema)
     app.state.docs = pages.render_docs(schema, sockets.DESCRIBED)
-    return Front(app, hosts, body_seconds)
+    app.state.e2b = e2b
+    return Front(app, hosts, body_seconds, e2b)

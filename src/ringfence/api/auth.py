@@ -46,8 +46,12 @@ def presented(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 def caller_of(store: Store, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     """Who holds this key. One read by the key's digest: no time depends on how much of a guess was right."""
-    key = presented(headers)
-    if key is None:
+    return key_caller(store, presented(headers))
+
+
+def key_caller(store: Store, key: str | None) -> Caller:
+    """Who holds this key. Raises Unauthenticated."""
+    if key is None or len(key) > LONGEST:
         raise Unauthenticated(
             "no key, or more than one", remediation="send one as `Authorization: Bearer rf_...` or X-API-Key"
         )

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ringfence.api.auth import REFUSAL
 from ringfence.api.errors import MisdirectedRequest, SlowBody, error_body, headers_of, status_of
@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 UPLOAD_SECONDS: Final = 3600.0
+LONG_IDLE: Final = 120.0  # a stream of E2B's says every 50 seconds that it is there
 MOST_HELD: Final = 256 * 1024 * 1024  # bytes of JSON bodies that one tenant's requests may hold at once
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -39,11 +40,25 @@ def _has(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bool:
     return any(name == wanted for name, _ in headers)
 
 
+class Face(Protocol):
+    """Another protocol, served on the same socket."""
+
+    def named(self, host: str) -> bool:
+        """Whether a host name is its own."""
+
+    def wants(self, scope: Scope) -> bool:
+        """Whether a request to a name of the server's is for it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+
+
 class Front:
     """The outermost ASGI application."""
 
-    def __init__(self, app: App, hosts: list[str], body_seconds: float) -> None:
+    def __init__(self, app: App, hosts: list[str], body_seconds: float, face: Face | None = None) -> None:
         self._app = app
+        self._face = face
         self._hosts = _LOOPBACK | {host.lower() for host in hosts}
         self._body_seconds = body_seconds
         self._held: Counter[str] = Counter()
@@ -65,8 +80,21 @@ class Front:
                 remediation="the operator lists further names in allowed_hosts",
             )
 
+    def _faced(self, scope: Scope) -> bool:
+        """Whether a request is for the other face: by its host, or by what it says at a host of ours."""
+        if self._face is None:
+            return False
+        host = _only(scope["headers"], b"host")
+        if host is not None and self._face.named(host_name(host)):
+            return True
+        self._check_host(scope)
+        return self._face.wants(scope)
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if self._face is not None and self._faced(scope):
+                await self._served(self._face, scope, receive, send)
+                return
             self._check_host(scope)
         except RingfenceError as error:
             await refuse(send, error)
@@ -79,6 +107,16 @@ class Front:
         body = Body(scope, receive, self._body_seconds, None if raw else self._held)
         try:
             await self._app(scope, body, send)
+        finally:
+            body.forget()
+
+    async def _served(self, face: Face, scope: Scope, receive: Receive, send: Send) -> None:
+        """The other face's requests, their bodies timed and counted as ours are; some come for as long as one likes."""
+        path: str = scope["path"]
+        passed_on = path == "/files" or path.endswith("/StreamInput")
+        body = Body(scope, receive, max(self._body_seconds, LONG_IDLE), None if passed_on else self._held)
+        try:
+            await face(scope, body, send)
         finally:
             body.forget()
 

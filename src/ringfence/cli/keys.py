@@ -17,7 +17,7 @@ from ringfence.cli.groups import Subcommands, examples
 from ringfence.cli.options import screen_options
 from ringfence.cli.output import Screen, moment
 from ringfence.domain.errors import NotFound, PlatformFault
-from ringfence.store.base import Key
+from ringfence.store.base import Key, e2b_spelling
 from ringfence.store.sqlite import KeyRing
 
 DAY = 86_400
@@ -51,10 +51,11 @@ def create(screen: Screen, tenant: str, name: str, expires: int | None, state: s
     with key_ring(state) as ring:
         secret, made = ring.add(tenant, name, until)
     if screen.json:
-        screen.data({"key": secret, **_fields(made)})
+        screen.data({"key": secret, "e2b_key": e2b_spelling(secret), **_fields(made)})
     else:
         screen.line(secret)
         screen.say(f"id {made.id}, tenant {made.tenant}; it is not shown again")
+        screen.say(f"as E2B_API_KEY: {e2b_spelling(secret)}")
 
 
 @keys.command(name="list")

@@ -27,6 +27,7 @@ class Usage:
     peak_memory_bytes: int = 0
     output_bytes: int = 0
     source: str = "cgroup"
+    memory_bytes: int = 0  # now; of a sandbox that lives
 
 
 @dataclass(frozen=True, slots=True)

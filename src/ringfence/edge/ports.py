@@ -46,8 +46,13 @@ class Ports:
         self._ended: dict[str, None] = {}
         self._authority = settings.domain
         self.listening = False
-        engine.ledger.on_gone = self.gone
+        engine.ledger.on_gone.append(self.gone)
         engine.ledger.on_reset = self.again
+
+    @property
+    def authority(self) -> str:
+        """The domain of published ports, with its port where that is not the usual one."""
+        return self._authority
 
     def __len__(self) -> int:
         return len(self._routes)

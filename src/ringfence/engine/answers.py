@@ -250,6 +250,7 @@ _GUEST: Final[dict[str, tuple[type[errors.RingfenceError], str]]] = {
     "bad_request": (errors.BadRequest, ""),
     "no_space": (errors.Conflict, "raise limits.scratch_bytes or remove files"),
     "io": (errors.Conflict, "the sandbox's file system or the port answered with an error"),
+    "no_input": (errors.Conflict, "start it with an input, and send that kind"),
     "not_running": (errors.Conflict, "the process has ended"),
     "not_listening": (errors.Conflict, "start a server on that port inside the sandbox"),
     "busy": (errors.Conflict, "wait for the other use to end"),

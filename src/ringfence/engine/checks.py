@@ -94,7 +94,8 @@ def _words(values: list[str], what: str) -> list[str]:
     return values
 
 
-def _env(values: Mapping[str, str]) -> dict[str, str]:
+def environment(values: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a program. Raises BadRequest for a name or value that cannot be."""
     if len(values) > MOST_WORDS:
         raise TooLarge(f"env has more than {MOST_WORDS} entries")
     for name, value in values.items():
@@ -138,7 +139,7 @@ def program(request: wire.RunRequest | wire.ProcessRequest, image: wire.Template
     """The guest's OPEN for a program. Raises BadRequest or TooLarge; nothing was started."""
     words = _way(request, image)
     if request.env:
-        words["env"] = _env(request.env)
+        words["env"] = environment(request.env)
     if request.cwd is not None:
         words["cwd"] = path(request.cwd, "cwd")
     if request.user is not None:

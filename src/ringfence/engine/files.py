@@ -1,4 +1,4 @@
-"""Files of a sandbox. Every path is resolved inside it, by its own agent, as its own user."""
+"""Files of a sandbox. Every path is resolved inside it, by its own agent, as its own user or as its root."""
 
 from __future__ import annotations
 
@@ -63,10 +63,25 @@ class Files:
         await self._open_write(tenant, sandbox_id, path, stream)
         return (await self._sandboxes.answered(tenant, sandbox_id, stream, data)).size
 
-    async def write_stream(self, tenant: str, sandbox_id: str, path: str, chunks: AsyncIterator[bytes]) -> int:
-        """Replace a file's contents by a stream's. A stream that raises leaves what stood there before."""
+    async def write_stream(
+        self,
+        tenant: str,
+        sandbox_id: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        in_place: bool = False,
+        user: str = "",
+    ) -> int:
+        """Replace a file's contents by a stream's; returns the size.
+
+        A stream that raises leaves what stood there before. With `in_place` the file stays the same one and a link is
+        written through, as a program would; then a stream that raises leaves what came of it, or no new file.
+        """
         stream = Collector(0)
-        await self._open_write(tenant, sandbox_id, path, stream)
+        await self._open_write(
+            tenant, sandbox_id, path, stream, **_as(user), **({"in_place": True} if in_place else {})
+        )
         try:
             async for chunk in chunks:
                 if not await stream.send(chunk):
@@ -77,8 +92,8 @@ class Files:
         finally:
             stream.cancel()
 
-    async def _open_write(self, tenant: str, sandbox_id: str, path: str, stream: NodeStream) -> None:
-        words = {"op": "write", "path": checks.path(path), "parents": True}
+    async def _open_write(self, tenant: str, sandbox_id: str, path: str, stream: NodeStream, **more: Any) -> None:
+        words = {"op": "write", "path": checks.path(path), "parents": True, **more}
         await self._sandboxes.open(tenant, sandbox_id, stream, words)
 
     async def read_whole(self, tenant: str, sandbox_id: str, path: str, most: int) -> bytes:
@@ -91,9 +106,13 @@ class Files:
         return bytes(stream.out)
 
     @asynccontextmanager
-    async def reading(self, tenant: str, sandbox_id: str, path: str) -> AsyncIterator[LiveStream]:
-        """A file's contents, as they come."""
-        async with self._live(tenant, sandbox_id, {"op": "read", "path": checks.path(path)}) as live:
+    async def reading(
+        self, tenant: str, sandbox_id: str, path: str, *, offset: int = 0, length: int | None = None, user: str = ""
+    ) -> AsyncIterator[LiveStream]:
+        """A file's contents, as they come: from `offset`, `length` bytes at most."""
+        part = {"offset": offset, "length": length} if offset or length is not None else {}
+        words = {"op": "read", "path": checks.path(path), **part, **_as(user)}
+        async with self._live(tenant, sandbox_id, words) as live:
             yield live
 
     @asynccontextmanager
@@ -108,39 +127,52 @@ class Files:
 
     # --- names ---
 
-    async def stat(self, tenant: str, sandbox_id: str, path: str) -> wire.Entry:
-        """One entry; a link is not followed."""
-        end = await self._sandboxes.ask(tenant, sandbox_id, {"op": "stat", "path": checks.path(path)})
+    async def stat(
+        self, tenant: str, sandbox_id: str, path: str, *, follow: bool = False, user: str = ""
+    ) -> wire.Entry:
+        """One entry; a link is not followed unless `follow`: then its target is told, under the link's own name."""
+        words = {"op": "stat", "path": checks.path(path), **_following(follow), **_as(user)}
+        end = await self._sandboxes.ask(tenant, sandbox_id, words)
         if end.entry is None:
             raise SandboxLost("the sandbox's agent broke the protocol")
         return end.entry
 
-    async def entries(self, tenant: str, sandbox_id: str, path: str, depth: int) -> wire.EntryList:
-        """A directory's entries, some levels deep."""
-        words = {"op": "ls", "path": checks.path(path), "depth": max(1, min(depth, DEEPEST))}
+    async def entries(
+        self, tenant: str, sandbox_id: str, path: str, depth: int, *, follow: bool = False, user: str = ""
+    ) -> wire.EntryList:
+        """A directory's entries, some levels deep; `follow` as for stat()."""
+        depth = max(1, min(depth, DEEPEST))
+        words = {"op": "ls", "path": checks.path(path), "depth": depth, **_following(follow), **_as(user)}
         end = await self._sandboxes.ask(tenant, sandbox_id, words)
         return wire.EntryList(entries=end.entries, truncated=end.truncated)
 
-    async def mkdir(self, tenant: str, sandbox_id: str, path: str, *, parents: bool) -> None:
+    async def mkdir(self, tenant: str, sandbox_id: str, path: str, *, parents: bool, user: str = "") -> None:
         """Make a directory."""
-        await self._sandboxes.ask(tenant, sandbox_id, {"op": "mkdir", "path": checks.path(path), "parents": parents})
+        words = {"op": "mkdir", "path": checks.path(path), "parents": parents, **_as(user)}
+        await self._sandboxes.ask(tenant, sandbox_id, words)
 
-    async def move(self, tenant: str, sandbox_id: str, source: str, target: str) -> None:
+    async def move(self, tenant: str, sandbox_id: str, source: str, target: str, *, user: str = "") -> None:
         """Rename."""
-        words = {"op": "move", "source": checks.path(source, "source"), "target": checks.path(target, "target")}
+        places = {"source": checks.path(source, "source"), "target": checks.path(target, "target")}
+        await self._sandboxes.ask(tenant, sandbox_id, {"op": "move", **places, **_as(user)})
+
+    async def remove(self, tenant: str, sandbox_id: str, path: str, *, recursive: bool, user: str = "") -> None:
+        """Remove a file, a link, an empty directory, or a whole tree."""
+        words = {"op": "remove", "path": checks.path(path), "recursive": recursive, **_as(user)}
         await self._sandboxes.ask(tenant, sandbox_id, words)
 
-    async def remove(self, tenant: str, sandbox_id: str, path: str, *, recursive: bool) -> None:
-        """Remove a file, a link, an empty directory, or a whole tree."""
-        words = {"op": "remove", "path": checks.path(path), "recursive": recursive}
-        await self._sandboxes.ask(tenant, sandbox_id, words)
+    async def used(self, tenant: str, sandbox_id: str) -> int:
+        """Bytes of its scratch that are in use."""
+        return (await self._sandboxes.ask(tenant, sandbox_id, {"op": "used"})).size
 
     # --- live ---
 
     @asynccontextmanager
-    async def watching(self, tenant: str, sandbox_id: str, path: str, *, recursive: bool) -> AsyncIterator[LiveStream]:
+    async def watching(
+        self, tenant: str, sandbox_id: str, path: str, *, recursive: bool, user: str = ""
+    ) -> AsyncIterator[LiveStream]:
         """Changes below a directory, as they happen."""
-        words = {"op": "watch", "path": checks.path(path), "recursive": recursive}
+        words = {"op": "watch", "path": checks.path(path), "recursive": recursive, **_as(user)}
         async with self._live(tenant, sandbox_id, words) as live:
             yield live
 
@@ -149,6 +181,15 @@ class Files:
         """Both directions of a TCP connection to a port inside."""
         async with self._live(tenant, sandbox_id, {"op": "tunnel", "port": port}) as live:
             yield live
+
+
+def _as(user: str) -> dict[str, Any]:
+    """The words for doing it as another user than the sandbox's own."""
+    return {"user": user} if user and user != "user" else {}
+
+
+def _following(follow: bool) -> dict[str, Any]:
+    return {"follow": True} if follow else {}
 
 
 def file_event(payload: bytes) -> wire.FileEvent | None:

@@ -68,7 +68,7 @@ class Ledger:
         self._live: dict[str, tuple[str, wire.Sandbox]] = {}
         self._stopping: set[str] = set()
         self._early: dict[str, NodeEvent] = {}
-        self.on_gone: Callable[[str], None] = _nobody  # told of each sandbox that ended; called once or twice
+        self.on_gone: list[Callable[[str], None]] = []  # told of each sandbox that ended; called once or twice
         self.on_reset: Callable[[str], None] = _nobody  # told of each sandbox that was made anew, or could not be
 
     # --- runs ---
@@ -121,10 +121,23 @@ class Ledger:
         if sandbox.state in {State.STOPPED, State.FAILED}:
             self._admission.left(tenant, sandbox.id)
             self._live.pop(sandbox.id, None)
-            self.on_gone(sandbox.id)
+            self.gone(sandbox.id)
         else:
             self._live[sandbox.id] = (tenant, sandbox)
         self._store.sandbox_changed(tenant, sandbox)
+
+    def gone(self, sandbox_id: str) -> None:
+        """Tell whoever wants to know that a sandbox ended."""
+        for told in self.on_gone:
+            told(sandbox_id)
+
+    def living(self, sandbox_id: str) -> tuple[str, wire.Sandbox] | None:
+        """(tenant, sandbox as last heard of) of one in no terminal state, whoever owns it."""
+        return self._live.get(sandbox_id)
+
+    def living_of(self, tenant: str) -> list[wire.Sandbox]:
+        """A tenant's sandboxes in no terminal state, as last heard of."""
+        return [sandbox for owner, sandbox in self._live.values() if owner == tenant]
 
     def sandbox_lost(self, tenant: str, sandbox: wire.Sandbox) -> None:
         """A sandbox the node does not know any more, unless its owner is just being told of its stop."""
@@ -159,7 +172,7 @@ class Ledger:
             gone = self._live.pop(sandbox_id, None)
             if gone is not None:
                 self._admission.left(gone[0], sandbox_id)
-                self.on_gone(sandbox_id)
+                self.gone(sandbox_id)
         known = {row.id for _, row in rows}
         for sandbox in answer.sandboxes:
             if RUN_LABEL in sandbox.labels:

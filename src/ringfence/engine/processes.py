@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -117,9 +117,12 @@ class Processes:
             yield live
 
     @asynccontextmanager
-    async def attached(self, tenant: str, sandbox_id: str, pid: int) -> AsyncIterator[LiveProcess]:
-        """Follow a process that runs already: its tail, then live; leaving leaves it alone."""
-        async with self._live(tenant, sandbox_id, {"op": "attach", "pid": pid}, None) as live:
+    async def attached(
+        self, tenant: str, sandbox_id: str, pid: int, *, replay: bool = True
+    ) -> AsyncIterator[LiveProcess]:
+        """Follow a process that runs already: its tail with `replay`, then live; leaving leaves it alone."""
+        words = {"op": "attach", "pid": pid, "replay": replay}
+        async with self._live(tenant, sandbox_id, words, None) as live:
             yield live
 
     @asynccontextmanager
@@ -167,10 +170,20 @@ class Processes:
             tenant, sandbox_id, {"op": "resize", "pid": pid, "cols": size.cols, "rows": size.rows}
         )
 
-    async def input(self, tenant: str, sandbox_id: str, pid: int, chunks: AsyncIterator[bytes], *, close: bool) -> None:
-        """Give a process more input; `close` ends its input after."""
+    async def input(
+        self,
+        tenant: str,
+        sandbox_id: str,
+        pid: int,
+        chunks: AsyncIterator[bytes],
+        *,
+        close: bool,
+        into: Literal["", "stdin", "pty"] = "",
+    ) -> None:
+        """Give a process more input; `close` ends its input after. With `into` it must have such an input, open."""
         stream = Collector(0)
-        await self._sandboxes.open(tenant, sandbox_id, stream, {"op": "input", "pid": pid, "close": close})
+        words = {"op": "input", "pid": pid, "close": close, "into": into}
+        await self._sandboxes.open(tenant, sandbox_id, stream, words)
         try:
             async for chunk in chunks:
                 if not await stream.send(chunk):

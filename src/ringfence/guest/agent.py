@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from ringfence.guest import files, frames, processes, reseed, runner, tunnel, watch
+from ringfence.guest import acting, files, frames, processes, reseed, runner, tunnel, watch
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk, cwd_of, env_of, order_of
@@ -127,8 +127,10 @@ class Agent:
         try:
             if name in OWN_OPS:
                 OWN_OPS[name](self, stream, request)
-            else:
+            elif request.get("user") in {None, "", "user"}:
                 GUEST_OPS[name](self.context, stream, request)
+            else:
+                acting.serve(GUEST_OPS[name], self.context, stream, request, self._user(request))
         except BadAsk as refusal:
             stream.fail(refusal.code, str(refusal))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -193,8 +195,8 @@ class Agent:
         spare.orders.close()
 
     def op_attach(self, stream: Stream, request: dict[str, Any]) -> None:
-        """Join a program: its tail, then live."""
-        self._program(request).attach(stream, replay=True)
+        """Join a program: its tail unless `replay` is false, then live."""
+        self._program(request).attach(stream, replay=request.get("replay", True) is not False, owner=False)
 
     def op_list(self, stream: Stream, _: dict[str, Any]) -> None:
         """Every program this agent started, the recently ended included."""
@@ -225,6 +227,8 @@ class Agent:
         program = self._program(request)
         if program.fate is not None:
             raise BadAsk("not_running", "the program has ended")
+        if not program.takes(request.get("into") or ""):
+            raise BadAsk("no_input", f"the program has no open {request['into']}")
         stream.handler = Input(program, stream, close=bool(request.get("close")))
 
     def op_notice(self, stream: Stream, request: dict[str, Any]) -> None:
@@ -332,7 +336,7 @@ class Agent:
         self.programs[pid] = program
         timeout = request.get("timeout")
         program.begin(float(timeout) if timeout is not None else None)
-        program.attach(stream, replay=False)
+        program.attach(stream, replay=False, owner=True)
         return program
 
     # -- reaping --------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from ringfence.guest.stream import Handler, Stream
 
 MOST_ENTRIES: Final = 10_000  # of one listing
 MOST_BYTES: Final = frames.MAX_JSON - 64 * 1024  # of one listing, as JSON: END is a single frame
-MOST_DEPTH: Final = 8  # of one listing
+MOST_DEPTH: Final = 64  # of one listing
 _LARGEST: Final = 2**63 - 1  # off_t
 _NEW_MODE: Final = 0o644
 
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_REPLACE: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "symlink"}
@@ -82,9 +83,29 @@ def _told(place: bytes) -> dict[str, Any]:
         return {}
 
 
+def _followed(entry: dict[str, Any], name: bytes, place: int | None = None) -> dict[str, Any]:
+    """A link's entry with what stands where it leads; itself when it leads nowhere."""
+    try:
+        found = os.stat(name, dir_fd=place)
+    except OSError:
+        return entry
+    there = _entry(name, found, None)
+    return {**entry, **{field: there[field] for field in ("type", "size", "mode", "uid", "gid", "mtime")}}
+
+
 def op_stat(context: Context, stream: Stream, request: dict[str, Any]) -> None:
-    """What stands at `path`; a link is described, not followed. `mode` is the permission bits."""
-    stream.end({"entry": _looked_up(path(context, request))})
+    """What stands at `path`; a link is described, unless `follow`: then what it leads to. `mode` is permission bits."""
+    place = path(context, request)
+    entry = _looked_up(place)
+    if flag(request, "follow", default=False) and "target" in entry:
+        entry = _followed(entry, place)
+    stream.end({"entry": entry})
+
+
+def op_used(context: Context, stream: Stream, _: dict[str, Any]) -> None:
+    """How many bytes of the scratch are in use."""
+    room = os.statvfs(context.home)
+    stream.end({"size": (room.f_blocks - room.f_bfree) * room.f_frsize})
 
 
 # -- ls ---------------------------------------------------------------------------------------------------------
@@ -106,7 +127,7 @@ def _scan(place: bytes, flags: int) -> Iterator[tuple[bytes, os.stat_result, byt
         os.close(fd)
 
 
-def _walk(top: bytes, depth: int) -> Iterator[dict[str, Any]]:
+def _walk(top: bytes, depth: int, follow: bool) -> Iterator[dict[str, Any]]:
     """The entries below `top`, nearest first. A subdirectory that cannot be read is an entry without contents."""
     level, flags = [top], 0
     for _ in range(depth):
@@ -117,18 +138,19 @@ def _walk(top: bytes, depth: int) -> Iterator[dict[str, Any]]:
                     inner = (b"" if place == b"/" else place) + b"/" + name
                     if stat.S_ISDIR(found.st_mode):
                         below.append(inner)
-                    yield _entry(inner, found, target)
+                    entry = _entry(inner, found, target)
+                    yield _followed(entry, inner) if follow and target is not None else entry
             except OSError:
                 if not flags:
                     raise
         level, flags = below, os.O_NOFOLLOW
 
 
-def _listing(stream: Stream, top: bytes, depth: int) -> Steps:
+def _listing(stream: Stream, top: bytes, depth: int, follow: bool) -> Steps:
     """Collect, within bounds, sort, answer."""
     entries: list[dict[str, Any]] = []
     size, truncated = 0, False
-    for entry in _walk(top, depth):
+    for entry in _walk(top, depth, follow):
         size += len(json.dumps(entry)) + 2
         truncated = len(entries) >= MOST_ENTRIES or size > MOST_BYTES
         if truncated:
@@ -140,9 +162,12 @@ def _listing(stream: Stream, top: bytes, depth: int) -> Steps:
 
 
 def op_ls(context: Context, stream: Stream, request: dict[str, Any]) -> None:
-    """What is inside the directory `path`, `depth` levels down (1: only directly inside), sorted by path."""
+    """What is inside the directory `path`, `depth` levels down (1: only directly inside), sorted by path.
+
+    A link is listed as a link; with `follow`, as what it leads to. It is never listed into.
+    """
     top, depth = path(context, request), whole(request, "depth", 1, MOST_DEPTH)
-    Sliced(context, stream, _listing(stream, top, depth or 1))
+    Sliced(context, stream, _listing(stream, top, depth or 1, flag(request, "follow", default=False)))
 
 
 # -- read -------------------------------------------------------------------------------------------------------
@@ -265,7 +290,7 @@ class _Writing(Handler):
         try:
             if self._mode is not None:
                 os.fchmod(self._fd, self._mode)
-            if self._names is not None:
+            if self._names is not None and self._names[0] != self._names[1]:
                 os.rename(*self._names, src_dir_fd=self._place, dst_dir_fd=self._place)
         except OSError as error:
             self._abandon()
@@ -310,8 +335,26 @@ def _appended(name: bytes, place: int) -> int:
     return fd
 
 
+def _in_place(name: bytes, place: int) -> tuple[int, tuple[bytes, bytes] | None]:
+    """The file itself, empty; and, of a new one, the name to take away again when it does not come whole."""
+    try:
+        return os.open(name, _REPLACE | os.O_CREAT | os.O_EXCL, _NEW_MODE, dir_fd=place), (name, name)
+    except FileExistsError:
+        fd = os.open(name, _REPLACE | os.O_CREAT, _NEW_MODE, dir_fd=place)  # a link to nowhere is written through
+    try:
+        _regular(fd)
+        os.ftruncate(fd, 0)
+    except (OSError, Refused):
+        os.close(fd)
+        raise
+    return fd, None
+
+
 def op_write(context: Context, stream: Stream, request: dict[str, Any]) -> None:
     """Bytes into a file, from the stream until EOF. Missing directories are made unless `parents` is false.
+
+    `in_place` writes into the file that is there, links followed; one that does not come whole is taken away when it
+    was new and stays short when it was not.
 
     A file appears whole or not at all: it is written beside its place under a name of its own, then renamed, which
     replaces whatever but a directory stands there; a link is replaced, not written through.
@@ -324,6 +367,8 @@ def op_write(context: Context, stream: Stream, request: dict[str, Any]) -> None:
     try:
         if append:
             fd, names = _appended(name, place), None
+        elif flag(request, "in_place", default=False):
+            fd, names = _in_place(name, place)
         else:
             mode = _kept_mode(name, place) if mode is None else mode
             names = trees.temporary(), name
@@ -385,6 +430,7 @@ def op_remove(context: Context, stream: Stream, request: dict[str, Any]) -> None
 
 OPS: Final[dict[str, Op]] = {
     "stat": guarded(op_stat),
+    "used": guarded(op_used),
     "ls": guarded(op_ls),
     "read": guarded(op_read),
     "write": guarded(op_write),

@@ -225,6 +225,10 @@ class Process(Handler):
 
     # -- input ----------------------------------------------------------------------------------------------
 
+    def takes(self, into: str) -> bool:
+        """Whether it has an input of this kind that is open: "stdin" or "pty"; any program takes "" from anybody."""
+        return not into or (self._ends.stdin >= 0 and not self._stdin_eof and self._ends.tty is (into == "pty"))
+
     def feed(self, stream: Stream, data: bytes) -> None:
         """Queue bytes for the program; credit goes back as it takes them."""
         if self._ends.stdin < 0:
@@ -268,9 +272,9 @@ class Process(Handler):
 
     # -- the streams attached -------------------------------------------------------------------------------
 
-    def attach(self, stream: Stream, replay: bool) -> None:
-        """Send what is kept if asked, then everything live, then the fate; who is replayed to did not start it."""
-        stream.handler = Attached(self, stream, owner=not replay)
+    def attach(self, stream: Stream, *, replay: bool, owner: bool) -> None:
+        """Send what is kept if asked, then everything live, then the fate. An owner is who started it."""
+        stream.handler = Attached(self, stream, owner=owner)
         stream.control({"started": {"pid": self.pid}})
         if replay:
             for type_, tail in self.tails.items():

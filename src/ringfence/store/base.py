@@ -7,14 +7,20 @@ repeated or late write changes nothing.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ringfence import wire
 from ringfence.domain.errors import BadRequest
 from ringfence.wire_egress import EgressSum
+
+KEY_PREFIX: Final = "rf_"
+E2B_PREFIX: Final = "e2b_"
+_E2B_KEY: Final = re.compile(E2B_PREFIX + r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,20 @@ class Key:
 
 
 def digest_of(key: str) -> bytes:
-    """What is stored of a key. A key holds 256 random bits, so a plain hash suffices."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    """What is stored of a key, in either spelling. A key holds 256 random bits, so a plain hash suffices."""
+    return hashlib.sha256(_plain(key).encode("utf-8", "surrogatepass")).digest()
+
+
+def e2b_spelling(key: str) -> str:
+    """The same key for E2B's clients, some of which take nothing but `e2b_` and hexadecimal digits."""
+    return E2B_PREFIX + base64.urlsafe_b64decode(key.removeprefix(KEY_PREFIX) + "=").hex()
+
+
+def _plain(key: str) -> str:
+    """The spelling that keys are made in."""
+    if not _E2B_KEY.fullmatch(key):
+        return key
+    return KEY_PREFIX + base64.urlsafe_b64encode(bytes.fromhex(key.removeprefix(E2B_PREFIX))).decode().rstrip("=")
 
 
 def key_name(tenant: str) -> str:
@@ -103,6 +121,15 @@ class AuthorityRow:
     tenant: str
     certificate: str
     sealed: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CompatRow:
+    """What a face of another protocol keeps of a living sandbox; `record` is that face's own."""
+
+    tenant: str
+    sandbox: str
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +222,12 @@ class Store(Protocol):
 
     def authority(self, tenant: str) -> AuthorityRow | None:
         """A tenant's authority."""
+
+    def compat_saved(self, row: CompatRow) -> None:
+        """Queue what a face keeps of a sandbox, new or changed."""
+
+    def compat(self) -> list[CompatRow]:
+        """What the faces keep of each sandbox in no terminal state; queues the end of all other rows."""
 
     def answered(self, claim: Claim) -> Answered | None:
         """The kept answer to an earlier use of this idempotency key."""

@@ -145,6 +145,21 @@ WHERE sandboxes.state NOT IN ('stopped', 'failed');
 -- A port ends with its sandbox.
 DELETE FROM ports WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'));
 
+-- name: compat_saved
+-- What a face keeps of a sandbox, as it is now.
+INSERT INTO compat (sandbox, tenant, record) VALUES (?, ?, ?)
+ON CONFLICT (sandbox) DO UPDATE SET record = excluded.record WHERE compat.tenant = excluded.tenant;
+
+-- name: compat_live
+-- What the faces keep of sandboxes in no terminal state, whoever owns them: for the faces alone, when they start.
+SELECT compat.tenant, compat.sandbox, compat.record FROM compat
+JOIN sandboxes ON sandboxes.id = compat.sandbox AND sandboxes.tenant = compat.tenant
+WHERE sandboxes.state NOT IN ('stopped', 'failed');
+
+-- name: compat_tidy
+-- It ends with its sandbox.
+DELETE FROM compat WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'));
+
 -- name: answer_find
 -- What an idempotency key was answered before.
 SELECT request, status, body FROM answers WHERE digest = :digest AND tenant = :tenant AND expires > :now;

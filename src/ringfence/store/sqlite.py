@@ -22,9 +22,11 @@ from ringfence import wire
 from ringfence.domain.errors import PlatformFault
 from ringfence.domain.sandbox import new_id
 from ringfence.store.base import (
+    KEY_PREFIX,
     Answered,
     AuthorityRow,
     Claim,
+    CompatRow,
     Filter,
     Key,
     NewEvent,
@@ -33,7 +35,7 @@ from ringfence.store.base import (
     digest_of,
     key_name,
 )
-from ringfence.store.queries import KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL
+from ringfence.store.queries import COMPAT_SCHEMA, KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL
 from ringfence.store.writer import Writer
 from ringfence.wire_egress import EgressSum
 
@@ -100,7 +102,7 @@ class KeyRing:
     def add(self, tenant: str, name: str = "", expires_at: float | None = None) -> tuple[str, Key]:
         """A new key for a tenant: (the key itself, shown this once; its record). Raises BadRequest for a bad name."""
         key_name(tenant)
-        secret = "rf_" + secrets.token_urlsafe(32)
+        secret = KEY_PREFIX + secrets.token_urlsafe(32)
         made = Key(new_id("k"), tenant, name, time.time(), expires_at)
         self._connection.execute(
             SQL["key_add"],
@@ -135,7 +137,7 @@ class SqliteStore:
         """Open the files now; the writing thread begins with start()."""
         self._read = connect(path)
         self._write = connect(path)
-        for statement in (PORTS_SCHEMA, *SECRETS_SCHEMA.split(";\n")):
+        for statement in (PORTS_SCHEMA, COMPAT_SCHEMA, *SECRETS_SCHEMA.split(";\n")):
             self._write.execute(statement)
         self._keys = connect(_keys_beside(path), KEYS_SCHEMA)
         # Both the WAL and its index are opened by name at first use: use them before privileges and paths are gone.
@@ -321,6 +323,17 @@ class SqliteStore:
         row = self._read.execute(SQL["authority_of"], {"tenant": tenant}).fetchone()
         return AuthorityRow(*row) if row else None
 
+    # --- other protocols' faces ---
+
+    def compat_saved(self, row: CompatRow) -> None:
+        """See Store."""
+        self._writer.put(SQL["compat_saved"], (row.sandbox, row.tenant, row.record))
+
+    def compat(self) -> list[CompatRow]:
+        """See Store."""
+        self._writer.put(SQL["compat_tidy"], ())
+        return [CompatRow(*row) for row in self._read.execute(SQL["compat_live"])]
+
     # --- idempotency ---
 
     @staticmethod
@@ -349,6 +362,7 @@ class SqliteStore:
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(SQL["tidy_answers"], {"now": time.time()})
+            connection.execute(SQL["compat_tidy"])
             for (tenant,) in connection.execute(SQL["tidy_tenants"]).fetchall():
                 connection.execute(SQL["tidy_events"], {"tenant": tenant, "keep": keep_events})
                 bounds = {"tenant": tenant, "most": MOST_ANSWERS, "bytes": MOST_ANSWER_BYTES}

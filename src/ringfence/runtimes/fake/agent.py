@@ -112,7 +112,7 @@ class Agent:
     async def op_attach(self, stream: Stream, request: dict[str, Any]) -> None:
         """Join a program: its tail, then live."""
         program = self._known(request)
-        program.attach(stream, replay=True, owner=False)
+        program.attach(stream, replay=request.get("replay", True) is not False, owner=False)
         if not stream.closed:
             await program.follow(stream)
 

@@ -1,0 +1,1 @@
+"""Other protocols' faces: what their own clients speak, carried out by the same engine."""

