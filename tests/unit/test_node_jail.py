@@ -139,6 +139,10 @@ async def test_a_zygote_nobody_needs_ends_and_comes_back() -> None:
 class Stuck:
     """A network whose wires cannot be taken away."""
 
+    def held(self) -> Stuck:
+        """Itself."""
+        return self
+
     async def detach(self, _: str) -> None:
         """Fail, as a router might."""
         raise OSError("the router does not answer")
