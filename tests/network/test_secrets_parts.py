@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 import ssl
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from ringfence import wire_secrets
 from ringfence.config import read_server
-from ringfence.domain.egress import NOTHING, policy_from
+from ringfence.domain.egress import NOTHING, Mode, policy_from
 from ringfence.domain.errors import BadRequest, PlatformFault
 from ringfence.domain.secrets import (
     PREFIX,
@@ -169,6 +170,8 @@ def test_the_hosts_of_secrets_are_allowed_and_nothing_else() -> None:
     listed = policy_from([{"domain": API, "ports": [443, 8443]}, "*.below.example.com"])
     assert with_hosts(listed, trust) == listed
     assert with_hosts(NOTHING, None) is NOTHING
+    for mode in set(Mode) - {Mode.NONE}:  # learning stays learning, a rehearsal stays one
+        assert with_hosts(dataclasses.replace(listed, mode=mode, rules=()), trust).mode is mode
     full = policy_from([f"h{number}.example.com" for number in range(1000)])
     with pytest.raises(BadRequest, match="1000 rules"):
         with_hosts(full, trust)

@@ -127,9 +127,9 @@ def gates_of(instance: str) -> set[int]:
 
 
 def _other_servers(pid: int, state: Path) -> bool:
-    """Whether a process is another server's gate, or the node from which its router hangs."""
+    """Whether a process is another server's gate or opener, or the node from which its router hangs."""
     words = _text(f"/proc/{pid}/cmdline")
-    gate = GATE in words and f"\0{instance_of(state)}\0" not in words
+    gate = "ringfence.network." in words and f"\0{instance_of(state)}\0" not in words
     return gate or ("-m\0ringfence.node" in words and str(state) not in words)
 
 
