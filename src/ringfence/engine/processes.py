@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
@@ -20,6 +20,7 @@ from ringfence.engine.sandboxes import Sandboxes, answering
 from ringfence.guest import frames
 
 _encode: Final = msgspec.json.Encoder().encode
+NOWHERE: Final = "/dev/null"  # where the source of a program of ours is kept: its owner finds no file of it
 
 
 def started_pid(payload: bytes) -> int | None:
@@ -153,6 +154,21 @@ class Processes:
         finally:
             live.reader.cancel()
         return wire.ProcessStarted(pid=live.pid)
+
+    async def kernel(self, tenant: str, sandbox_id: str, code: str, env: Mapping[str, str]) -> LiveProcess:
+        """Start Python source as a kernel: a program that is spoken to by its input while it lives.
+
+        The caller bounds what it says, and ends it by cancelling its reader.
+        """
+        words: dict[str, Any] = {"op": "run", "code": code, "filename": NOWHERE, "env": dict(env), "stdin": True}
+        live = LiveProcess(self, tenant, sandbox_id)
+        await self._sandboxes.open(tenant, sandbox_id, live.reader, words, kernel=True)
+        try:
+            await live.begun()
+        except BaseException:
+            live.reader.cancel()
+            raise
+        return live
 
     async def list(self, tenant: str, sandbox_id: str) -> list[wire.Process]:
         """Every process started through the API."""

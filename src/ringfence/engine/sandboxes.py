@@ -238,12 +238,16 @@ class Sandboxes:
         return Conflict(f"the sandbox has ended: {why}", code="sandbox_ended", remediation="create a new sandbox")
 
     async def open(
-        self, tenant: str, sandbox_id: str, stream: NodeStream, words: dict[str, Any], *, program: bool = False
-    ) -> None:
-        """Open a guest stream; its `ended` tells whether the node had such a sandbox."""
+        self, tenant: str, sandbox_id: str, stream: NodeStream, words: dict[str, Any], *,
+        program: bool = False, kernel: bool = False,
+    ) -> None:  # fmt: skip
+        """Open a guest stream; its `ended` tells whether the node had such a sandbox.
+
+        A program's output is capped as a whole; a kernel is a program whose output its reader caps, cell by cell.
+        """
         checks.identifier(sandbox_id, "s")
         await self.node.wait_up()
-        kind = "program" if program else "plain"
+        kind = "kernel" if kernel else "program" if program else "plain"
         header = {"verb": "open", "tenant": tenant, "sandbox": sandbox_id, "kind": kind}
         self.node.open(stream, header, _encode(words))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 
 OUTPUT: Final = frozenset({frames.STDOUT, frames.STDERR})
+UNCAPPED: Final = sys.maxsize  # of a kernel: a program that lives on and on; what each of its cells says is capped
 
 
 class Outlet(Protocol):

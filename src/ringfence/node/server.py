@@ -183,8 +183,8 @@ class Verbs:
     async def verb_open(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
         """A stream into a live sandbox."""
         live = await self._find(ask)
-        program = ask.get("kind", "program") == "program"
-        relay = self._node.open(live, guest, call, program=program)
+        kind = ask.get("kind", "program")
+        relay = self._node.open(live, guest, call, program=kind in {"program", "kernel"}, capped=kind != "kernel")
         call.attach(relay)
         ended = await relay.ended
         call.end(self._node.account(relay, ended, {}, time.monotonic()), ended.answer or b"")

@@ -31,7 +31,7 @@ from ringfence.node.link import GuestLink
 from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
 from ringfence.node.pools import Pool, PoolKey
-from ringfence.node.relay import Ended, Outlet, Relay
+from ringfence.node.relay import UNCAPPED, Ended, Outlet, Relay
 from ringfence.node.trusted import put_in_force
 from ringfence.runtimes.base import GroupUsage, Networked, Runtime, StartSpec
 from ringfence.templates.catalog import Built, Catalog
@@ -346,9 +346,10 @@ class Supervisor:
 
     # -- streams --------------------------------------------------------------------------------------------
 
-    def open(self, live: Live, payload: bytes, outlet: Outlet, *, program: bool) -> Relay:
-        """Open a guest stream on behalf of its owner."""
+    def open(self, live: Live, payload: bytes, outlet: Outlet, *, program: bool, capped: bool = True) -> Relay:
+        """Open a guest stream on behalf of its owner, who caps by himself what a program says that is not capped."""
         cap, beside = live.limits.output_bytes if program else None, live.started.beside
+        cap = cap if capped else UNCAPPED
         if beside is not None and live.spent:
             raise BadRequest("a sandbox made for one run takes nothing else", code="one_run_only")
         live.spent = True

