@@ -167,7 +167,7 @@ class Sandbox:
         done = Execution()
         with self.http.stream("POST", "/execute", json={"code": code, **fields}, timeout=timeout) as answer:
             assert answer.status_code == 200, answer.read()
-            for line in answer.iter_raw_lines() if hasattr(answer, "iter_raw_lines") else answer.iter_lines():
+            for line in answer.iter_lines():
                 assert line.isascii()
                 assert line
                 done.lines.append(json.loads(line))

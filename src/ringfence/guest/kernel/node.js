@@ -53,11 +53,11 @@ function withoutImports(code) {
   return code.replace(IMPORT, (_, name, names, all, from) => {
     const parts = [];
     const source = `await import(${from})`;
-    if (all && name) return `const ${all} = ${source}; const ${name} = ${all}.default;`;
-    if (all) return `const ${all} = ${source};`;
+    if (all && name) return `var ${all} = ${source}; var ${name} = ${all}.default;`;
+    if (all) return `var ${all} = ${source};`;
     if (name) parts.push(`default: ${name}`);
     if (names) parts.push(names.slice(1, -1).replace(/\s+as\s+/g, ': '));
-    return parts.length ? `const { ${parts.join(', ')} } = ${source};` : `${source};`;
+    return parts.length ? `var { ${parts.join(', ')} } = ${source};` : `${source};`;
   });
 }
 

@@ -29,6 +29,7 @@ class Cells:
         self._interrupts = interrupts
         self._leaving = False
         self._failed = False
+        self._process = os.getpid()
         self.shell: Any = None
 
     def prepare(self) -> None:
@@ -105,6 +106,9 @@ class Cells:
             self.shell.run_cell(code, store_history=True)
         finally:
             self._interrupts.running = False
+            if os.getpid() != self._process:  # a child that the cell forked and left to its end is no second kernel
+                sys.stdout.flush()
+                os._exit(0)
 
     def _interrupted(self) -> None:
         if not self._failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -86,6 +87,7 @@ class Speech:
 
     def show(self, data: dict[str, Any], *, main: bool) -> None:
         """A result: its representations by media type. What is too large is left out, the largest first."""
+        data = {kind: _text(value) for kind, value in data.items()}
         sizes = {kind: _size(value) for kind, value in data.items()}
         kept = {kind: data[kind] for kind, size in sizes.items() if size >= 0}
         left_out = [kind for kind, size in sizes.items() if size < 0]
@@ -103,6 +105,11 @@ class Speech:
         """The cell failed."""
         message = {"name": name[:MOST_TEXT], "value": value[:MOST_TEXT], "traceback": traceback[-MOST_TRACE:]}
         self.say({"kind": "error", **message})
+
+
+def _text(value: Any) -> Any:
+    """Pictures in base 64, as everybody expects them."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def _size(value: Any) -> int:

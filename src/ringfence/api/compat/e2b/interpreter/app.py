@@ -74,6 +74,11 @@ class Interpreter:
         if contexts is not None:
             contexts.end()
 
+    def waiting(self, sandbox_id: str) -> int:
+        """How many cells of a sandbox run or wait for their turn."""
+        contexts = self._sandboxes.get(sandbox_id)
+        return contexts.waiting if contexts is not None else 0
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         answer = _Answer(send)

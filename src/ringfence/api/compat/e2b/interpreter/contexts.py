@@ -49,13 +49,14 @@ class Context:
         self._turn = asyncio.Lock()
         self._kernel: Kernel | None = None
         self._cap = Limits().output_bytes
-        self._waiting = 0
+        self.waiting = 0
+        self._untold = ""  # why a kernel ended, while there was nobody to hear it
         self._gone = ""  # it was removed
         self._running: set[asyncio.Task[None]] = set()
 
     def execute(self, code: str, env: dict[str, str], language: str) -> Cell:
         """Queue a cell. Raises OverQuota when too many wait."""
-        if self._waiting >= MOST_WAITING:
+        if self.waiting >= MOST_WAITING:
             raise OverQuota("too many cells wait in this context", remediation="wait for one to end")
         cell = Cell(code, env, language, self._cap)
         task = asyncio.create_task(self._run(cell))
@@ -64,7 +65,7 @@ class Context:
         return cell
 
     async def _run(self, cell: Cell) -> None:
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with self._turn:
                 if not cell.left.is_set():
@@ -72,7 +73,7 @@ class Context:
         except Exception as fault:  # noqa: BLE001 - whatever it was, somebody waits for an answer
             cell.fault = ours(fault)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
             cell.end()
 
     async def _run_now(self, cell: Cell) -> None:
@@ -86,20 +87,22 @@ class Context:
             self._kernel = None
             if death.lost is not None:
                 raise _lost() from None
+            if cell.left.is_set():
+                self._untold = str(death)
             await cell.put(error("KernelDied", f"{death}; its variables are lost, the next cell has a fresh kernel"))
         await cell.put(END)
 
     async def _kernel_for(self, cell: Cell) -> Kernel:
-        before = self._kernel
-        if before is not None and before.alive:
-            return before
-        if before is not None:
-            death = await before.died
-            if death.lost is None:
-                note = f"[ringfence] a fresh kernel: the one before ended ({death})\n"
-                await cell.put(answer(Output(name="stderr", text=note)))
-        self._kernel = None
+        if self._kernel is not None and self._kernel.alive:
+            return self._kernel
+        if self._kernel is not None:
+            death = await self._kernel.died
+            self._untold = str(death) if death.lost is None else ""
         self._kernel = await self._started()
+        if self._untold:
+            note = f"[ringfence] a fresh kernel: the one before ended ({self._untold})\n"
+            self._untold = ""
+            await cell.put(answer(Output(name="stderr", text=note)))
         return self._kernel
 
     async def _started(self) -> Kernel:
@@ -141,7 +144,7 @@ class Context:
 
     def restart(self, why: str = "the context was restarted") -> None:
         """End the kernel; a running cell is told, the next one has a fresh kernel and nothing to be told."""
-        kernel, self._kernel = self._kernel, None
+        kernel, self._kernel, self._untold = self._kernel, None, ""
         if kernel is not None:
             kernel.end(why)
 
@@ -167,6 +170,11 @@ class Contexts:
         self._place = place
         self._all: dict[str, Context] = {}
         self._defaults: dict[str, str] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many cells run or wait."""
+        return sum(context.waiting for context in self._all.values())
 
     def all(self) -> list[Context]:
         """Every context, the oldest first."""

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from typing import Any, Final
 
-from ringfence.api.compat.e2b.interpreter.answers import answer, error
+from ringfence.api.compat.e2b.interpreter.answers import END, answer, error
 from ringfence.api.compat.e2b.interpreter.messages import BrokenProtocol, Done, Failed, Lines, Message, Ready, read
 from ringfence.domain.errors import RingfenceError, SandboxLost
 from ringfence.domain.process import How
@@ -44,6 +44,7 @@ class Cell:
             self.cap -= len(line)
             if self.cap < 0:
                 line = error("OutputLimitExceeded", "the cell printed or showed more than the sandbox's output limit")
+                line += END
                 self.left.set()
             self._lines.append(line)
             self._changed.set()
