@@ -179,7 +179,7 @@ class Sandbox:
         answer = self.http.request(method, path, json=body)
         return answer.status_code, answer.text
 
-    def programs(self) -> int:
-        """How many programs of the sandbox are running."""
+    def programs(self) -> set[int]:
+        """The programs of the sandbox that are running."""
         listed = self.server.do(self.server.engine.processes.list(TENANT, self.id))
-        return sum(1 for process in listed if process.running)
+        return {process.pid for process in listed if process.running}
