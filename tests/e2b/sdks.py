@@ -39,9 +39,31 @@ def node() -> Path:
 
 def javascript(version: str) -> Path:
     """A directory whose node_modules has this release."""
+    return _fetched(f"js-{version}", lambda place: [*npm(place), f"e2b@{version.replace(NEWEST, 'latest')}"])
+
+
+def npm(place: Path) -> list[str]:
+    """How a package is installed at a place."""
     tool = node().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    npm = [str(node()), str(tool), "install", "--silent", "--no-audit", "--no-fund", "--prefix"]
-    return _fetched(f"js-{version}", lambda place: [*npm, str(place), f"e2b@{version.replace(NEWEST, 'latest')}"])
+    return [str(node()), str(tool), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place)]
+
+
+def python_interpreter(client: str, interpreter: str) -> Path:
+    """A directory for PYTHONPATH with this release of the code interpreter on this one of the client."""
+    wanted = [
+        name if version == NEWEST else f"{name}=={version}"
+        for name, version in (("e2b", client), ("e2b-code-interpreter", interpreter))
+    ]
+    tag = f"py{sys.version_info.major}.{sys.version_info.minor}-ci"
+    name = f"{tag}-{client}-{interpreter}" if client != NEWEST else f"{tag}-{NEWEST}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]
+    return _fetched(name, lambda place: [*pip, str(place), *wanted])
+
+
+def javascript_interpreter(version: str) -> Path:
+    """A directory whose node_modules has this release of the code interpreter."""
+    wanted = f"@e2b/code-interpreter@{version.replace(NEWEST, 'latest')}"
+    return _fetched(f"js-ci-{version}", lambda place: [*npm(place), wanted])
 
 
 def absent(why: str) -> None:

@@ -23,7 +23,7 @@ import uvicorn
 import uvloop
 
 from ringfence import wire
-from ringfence.api.compat.e2b.interpreter.app import application
+from ringfence.api.compat.e2b.interpreter.app import Interpreter
 from ringfence.domain.errors import RingfenceError
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Policy
@@ -70,7 +70,7 @@ class Door:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.interpreter = application(self)
+        self.interpreter = Interpreter(engine)
         self.env: dict[str, str] = {}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

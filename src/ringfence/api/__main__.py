@@ -21,6 +21,7 @@ import uvloop
 from ringfence.api import privileges
 from ringfence.api.app import make_app
 from ringfence.api.compat.e2b.app import E2b
+from ringfence.api.compat.e2b.interpreter.app import application
 from ringfence.api.front import Front
 from ringfence.api.handover import given_to
 from ringfence.api.protocol import Clocks
@@ -171,8 +172,8 @@ async def _serve(
 
 
 def _e2b(engine: Engine, store: SqliteStore, ports: Ports, settings: ServerSettings) -> E2b | None:
-    """E2B's face, where the operator wants it."""
-    return E2b(engine, store, settings.e2b, settings.edge, ports) if settings.e2b.enabled else None
+    """E2B's face and its code interpreter, where the operator wants it."""
+    return E2b(engine, store, settings.e2b, settings.edge, ports, application) if settings.e2b.enabled else None
 
 
 def run(options: Options) -> None:

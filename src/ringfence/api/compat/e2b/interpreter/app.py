@@ -46,27 +46,17 @@ class NewContext(msgspec.Struct, frozen=True):
     cwd: str | None = None
 
 
-class HasEngine(Protocol):
-    """What the application is made from."""
-
-    @property
-    def engine(self) -> Engine:
-        """The one of this process."""
-
-
 class Interpreter:
-    """An ASGI application. `scope["state"]` names the tenant, the sandbox, and the sandbox's own variables (`env`)."""
+    """The application for requests to port 49999 whose sandbox was found and whose tokens were checked.
+
+    `scope["state"]` has the `tenant`, the `sandbox` (whatever has its id) and `env`, the variables of its programs.
+    One for a process: it holds the contexts.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sandboxes: dict[str, Contexts] = {}
-        told = engine.ledger.on_gone
-
-        def gone(sandbox_id: str) -> None:
-            told(sandbox_id)
-            self.forget(sandbox_id)
-
-        engine.ledger.on_gone = gone
+        engine.ledger.on_gone.append(self.forget)
 
     def forget(self, sandbox_id: str) -> None:
         """A sandbox ended: its contexts, too."""
@@ -230,6 +220,14 @@ class _Answer:
             await self.text(status_of(fault), fault.cause)
 
 
+class HasEngine(Protocol):
+    """What the application is made from."""
+
+    @property
+    def engine(self) -> Engine:
+        """The one of this process."""
+
+
 def application(context: HasEngine) -> Interpreter:
-    """The application for requests to port 49999 whose sandbox was found and whose tokens were checked."""
+    """The application for requests to port 49999; one for a process."""
     return Interpreter(context.engine)

@@ -1,0 +1,84 @@
+"""Released pairs of E2B's clients and code interpreters, unmodified, each doing all that the smoke programs claim."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ringfence.templates.catalog import Catalog
+from tests.e2b import sdks
+from tests.e2b.server import Served, serving
+from tests.e2b_interpreter.conftest import missing
+from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES
+
+HERE = Path(__file__).parent
+#: Which client with which code interpreter, and whether both can be pointed at one URL for all sandboxes.
+PYTHON = (
+    ("newest", "newest", False),
+    ("2.45.1", "2.9.1", False),
+    ("2.31.0", "2.8.1", True),
+    ("2.20.0", "2.6.0", True),
+    ("2.2.4", "2.0.0", True),
+    ("1.5.5", "1.5.0", True),
+)
+JAVASCRIPT = (("newest", False), ("newest", True), ("2.0.0", True))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """A server with E2B's face."""
+    if TEMPLATE not in Catalog(Path(TEMPLATES)).load():
+        missing(f"run: ringfence templates build {TEMPLATE}")
+    with serving() as made:
+        yield made
+
+
+def claims(words: list[str], env: dict[str, str]) -> dict[str, str | None]:
+    """Run a smoke program; what each of its claims raised."""
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=110, check=False, cwd="/")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    errors = {line["claim"]: line["error"] for line in lines}
+    whole = lines and done.returncode == sum(error is not None for error in errors.values())
+    return errors if whole else {**errors, "the end": done.stderr[-3000:]}
+
+
+def judged(errors: dict[str, str | None]) -> None:
+    """Every claim held."""
+    broken = {name: error for name, error in errors.items() if error}
+    assert not broken, "\n".join(f"{name}: {error}" for name, error in broken.items())
+
+
+@pytest.mark.parametrize(("client", "interpreter", "domain"), PYTHON)
+def test_python(server: Served, client: str, interpreter: str, domain: bool) -> None:
+    """Every claim, with this pair, by a URL or by a domain."""
+    place = sdks.python_interpreter(client, interpreter)
+    env = {**server.env(domain=domain), "PYTHONPATH": str(place)}
+    judged(claims([sys.executable, "-P", str(HERE / "smoke.py")], env))
+
+
+@pytest.mark.parametrize(("version", "domain"), JAVASCRIPT)
+def test_javascript(server: Served, version: str, domain: bool) -> None:
+    """Every claim, with this release, by a URL or by a domain."""
+    place = sdks.javascript_interpreter(version)
+    judged(claims(["node", str(HERE / "smoke.mjs"), str(place)], server.env(domain=domain)))
+
+
+@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+def test_it_works_on_every_runtime(isolation: str) -> None:
+    """The newest pair, with sandboxes that a container tool makes."""
+    with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:
+        with server.client() as client:
+            seen = client.post("/v2/sandboxes", json={"templateID": TEMPLATE})
+        if seen.status_code == 400:
+            missing(seen.json()["message"])
+        place = sdks.python_interpreter("newest", "newest")
+        judged(
+            claims(
+                [sys.executable, "-P", str(HERE / "smoke.py")], {**server.env(domain=False), "PYTHONPATH": str(place)}
+            )
+        )
