@@ -114,6 +114,7 @@ READS_ENVIRONMENT = {
     "ringfence.guest.boot": "the same, for an agent that a container tool started",
     "ringfence.guest.zygote": "it sets the template's environment before it forks anything",
     "ringfence.guest.runner": "it is the program's environment, not ours",
+    "ringfence.guest.kernel": "the same, of cells",
     "ringfence.runtimes.jail.zygotes": "hands PATH and PYTHONPATH on to the launcher, and nothing else",
 }
 

@@ -88,8 +88,8 @@ def test_an_entry_with_an_unknown_field_or_a_missing_root_is_refused(catalog: Ca
 
 
 def test_the_builtin_recipes_are_valid_and_named_after_their_files() -> None:
-    """base and python come with ringfence, and both speak UTF-8."""
-    assert builtin_names() == ["base", "python"]
+    """These come with ringfence, and all of them speak UTF-8."""
+    assert builtin_names() == ["base", "code-interpreter-v1", "python"]
     for name in builtin_names():
         assert recipe_named(name).name == name
         assert ("LANG", "C.UTF-8") in recipe_named(name).env

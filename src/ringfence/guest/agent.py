@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from ringfence.guest import acting, files, frames, processes, reseed, runner, tunnel, watch
+from ringfence.guest import acting, files, frames, processes, reseed, runner, sudo, tunnel, watch
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk, cwd_of, env_of, order_of
@@ -110,6 +110,8 @@ class Agent:
         self.runs = 0
         self.base = HOME  # where programs start when nothing else is said
         self.extra: dict[str, str] = {}  # variables that every program from now on gets
+        stays = plan.root and not plan.warm_runner
+        self.sudo = sudo.Door(self.loop, self.start_as) if stays and os.path.exists(sudo.PROGRAM) else None
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -155,6 +157,18 @@ class Agent:
             self._become_program(ends, argv, env, cwd, uid, gid)
         ends.close_child()
         self._adopt(stream, request, pid, ends, argv, "exec")
+
+    def start_as(self, request: dict[str, Any], ends: processes.Ends) -> int:
+        """Start a command that a program in here asks for, as the user it names. Raises BadAsk."""
+        argv = request["argv"]
+        if not argv or not all(isinstance(part, str) and "\0" not in part for part in argv):
+            raise BadAsk("bad_request", "argv must be strings without NUL")
+        uid, gid = self._user(request)
+        env, cwd = env_of(request), cwd_of(request, self.base)
+        pid = sc.fork(self.tid_address)
+        if pid == 0:
+            self._become_program(ends, argv, env, cwd, uid, gid)
+        return pid
 
     def op_run(self, stream: Stream, request: dict[str, Any]) -> None:
         """Run source code in a fork of the warm interpreter; the first one waits ready-made."""
@@ -372,6 +386,8 @@ class Agent:
                 code = os.waitstatus_to_exitcode(status)
                 program.ended(code if code >= 0 else None, -code if code < 0 else None, usage)
                 self._forget_old()
+            elif self.sudo is not None:
+                self.sudo.ended(pid, os.waitstatus_to_exitcode(status))
 
     def _forget_old(self) -> None:
         ended = [pid for pid, program in self.programs.items() if program.finished]

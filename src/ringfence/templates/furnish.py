@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,9 @@ TEXTS: Final = {
 LINKS: Final = {"usr/local/bin/python": "/usr/bin/python3"}
 
 
+SUDO: Final = importlib.resources.files("ringfence.templates") / "sudo.txt"
+
+
 def _append(path: Path, line: str) -> None:
     name = line.partition(":")[0]
     kept = [old for old in path.read_text().splitlines() if old.partition(":")[0] != name]
@@ -66,6 +70,9 @@ def furnish(root: Path) -> None:
     for name, text in TEXTS.items():
         tree.remove(root, name)
         (root / name).write_text(text)
+    tree.remove(root, "usr/bin/sudo")
+    (root / "usr/bin/sudo").write_text(SUDO.read_text("utf-8"))
+    (root / "usr/bin/sudo").chmod(0o755)
     for name, target in LINKS.items():
         tree.remove(root, name)
         os.symlink(target, root / name)
