@@ -19,6 +19,7 @@ demo: setup  ## See it work: a data job, then a tour of attacks
 
 test:  ## Run all tests; ARGS="-k name" chooses
 	@tools/setup.sh $(TESTED_WITH)
+	@.venv/bin/ringfence templates build code-interpreter-v1 >/dev/null
 ifeq ($(strip $(ARGS)),)
 	@tools/test.sh
 else

@@ -65,7 +65,7 @@ def test_a_command_whose_asker_was_killed_goes_too(sandbox: Sandbox) -> None:
         "say(b'[]', [0, 1, 2])",
         "say(b'{}', [0, 1, 2])",
         "say(json.dumps({'argv': ['id']}).encode())",
-        "say(json.dumps({'argv': 'id'}).encode(), [0, 1, 2])[:0] + say(json.dumps({'argv': ['a\\0b']}).encode(), [0, 1, 2])",
+        r"say(json.dumps({'argv': ['a\0b']}).encode(), [0, 1, 2])",
         "say(json.dumps({'argv': ['id'], 'user': 7}).encode(), [0, 1, 2])",
         "say(json.dumps({'argv': ['id'], 'cwd': '/proc/self'}).encode(), [0, 1, 2])",
         "say(json.dumps({'argv': ['id'], 'env': {'a=b': 'c'}}).encode(), [0, 1, 2])",
