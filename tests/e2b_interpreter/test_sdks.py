@@ -65,7 +65,7 @@ def test_python(server: Served, client: str, interpreter: str, domain: bool) -> 
 def test_javascript(server: Served, version: str, domain: bool) -> None:
     """Every claim, with this release, by a URL or by a domain."""
     place = sdks.javascript_interpreter(version)
-    judged(claims(["node", str(HERE / "smoke.mjs"), str(place)], server.env(domain=domain)))
+    judged(claims([str(sdks.node()), str(HERE / "smoke.mjs"), str(place)], server.env(domain=domain)))
 
 
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])
