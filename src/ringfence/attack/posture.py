@@ -29,6 +29,8 @@ CEILINGS: Final[Mapping[str, int]] = {
 ENVIRONMENT: Final = frozenset({
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_CTYPE", "TMPDIR", "TERM", "PWD", "OLDPWD", "SHLVL", "_",
     "MPLBACKEND",
+    "PIP_DISABLE_PIP_VERSION_CHECK",
+    "PIP_RETRIES",
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PROBE_FACTS",
 })  # fmt: skip
 WRITABLE: Final = ("/home/user", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/pts")  # noqa: S108 - names inside

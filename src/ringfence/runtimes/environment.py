@@ -19,4 +19,6 @@ BASE: Final[Mapping[str, str]] = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
+    "PIP_RETRIES": "0",  # what a policy denies stays denied: asked six times with pauses, pip would take ten seconds
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
