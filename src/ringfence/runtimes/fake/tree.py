@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 HOME: Final = "/home/user"
 _DIRECTORIES: Final = ("/", "/home", HOME, "/tmp", "/etc")  # noqa: S108 - names in a dictionary
+_KEPT: Final = (f"{HOME}/", "/tmp/")  # noqa: S108 - likewise
 Listener = Callable[[str, str], None]
 
 
@@ -145,6 +148,28 @@ class Tree:
         self._nodes[target] = node
         del self._nodes[source]
         self._tell("rename", target)
+
+    def dump(self) -> bytes:
+        """What is below the kept places, as bytes that load() takes."""
+        kept = {path: node for path, node in self._nodes.items() if path.startswith(_KEPT)}
+        rows = {
+            path: [None if node.data is None else base64.b64encode(node.data).decode(), node.mode, node.mtime]
+            for path, node in kept.items()
+        }
+        return json.dumps(rows).encode()
+
+    def load(self, data: bytes) -> int:
+        """Put back what dump() gave, in place of what is there; how many entries. Raises TreeError."""
+        try:
+            rows = json.loads(data)
+            nodes = {
+                path: Node(None if text is None else bytearray(base64.b64decode(text)), mode, mtime)
+                for path, (text, mode, mtime) in rows.items()
+            }
+        except (ValueError, TypeError, AttributeError):
+            raise TreeError("bad_request", "this is no archive of a sandbox's files") from None
+        self._nodes = {path: node for path, node in self._nodes.items() if not path.startswith(_KEPT)} | nodes
+        return len(nodes)
 
     def remove(self, path: str, *, recursive: bool) -> None:
         """Remove a file or an empty directory; with `recursive`, all below it too."""
