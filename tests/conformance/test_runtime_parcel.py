@@ -55,6 +55,18 @@ for name in ("plain", "empty/dir", "empty", "."):
     os.utime(name, ns=(10**18 + 7, 10**18 + 123456789))
 """
 
+NOISE = "for i in 1 2 3 4; do (setsid sh -c 'while :; do echo line >> grows; done' &) ; done; sleep 0.3"
+MANY = """
+import os
+for d in range(100):
+    os.makedirs(f"many/{d}")
+    for f in range(100):
+        open(f"many/{d}/{f}", "w").write(f"{d} {f}")
+with open("big", "wb") as f:
+    for _ in range(100):
+        f.write(os.urandom(1 << 20))
+"""
+
 
 def pack(host: Host) -> bytes:
     """A sandbox's files as it sends them."""
@@ -179,9 +191,7 @@ def test_a_program_that_writes_and_forks_is_stopped_first(bench: Bench, start: C
     if not bench.subject.real:
         pytest.skip("it has no processes")
     first, second = start(), start()
-    noisy = first.host.open(
-        "exec", shell="for i in 1 2 3 4; do (setsid sh -c 'while :; do echo line >> grows; done' &) ; done; sleep 0.3"
-    )
+    noisy = first.host.open("exec", shell=NOISE)
     noisy.answer()
     data = pack(first.host)
     size = first.host.ask("stat", path="grows")["entry"]["size"]
@@ -196,9 +206,7 @@ def test_a_hundred_mebibytes_and_ten_thousand_files(bench: Bench, start: Callabl
         pytest.skip("its files are a dictionary's")
     roomy = Limits(memory_bytes=512 * MIB, cpus=2.0, scratch_bytes=160 * MIB, processes=32, wall_seconds=60)
     first, second = start(limits=roomy), start(limits=roomy)
-    make = "import os\nfor d in range(100):\n os.makedirs(f'many/{d}')\n for f in range(100): open(f'many/{d}/{f}', 'w').write(f'{d} {f}')\n"
-    make += "with open('big', 'wb') as f:\n for _ in range(100): f.write(os.urandom(1 << 20))\n"
-    made = first.host.open("exec", argv=["python3", "-c", make])
+    made = first.host.open("exec", argv=["python3", "-c", MANY])
     assert made.answer(LONG)["exit"]["code"] == 0, bytes(made.err)
     check = "find many -type f | sort | xargs cat | sha256sum; sha256sum big; find many -type f | wc -l"
     before = first.host.open("exec", shell=check)

@@ -11,8 +11,8 @@ A stream is a magic line, then records of one type byte each, numbers big-endian
     Z count              the end, and how many things there were
 
 Both ways run alone in a process of their own, when nothing else runs in the sandbox: it changes its working directory
-and its user as it goes. Kept are bytes, holes, names, links, modes, owners and times of change. Not kept: sockets, which
-lead nowhere without the program behind them, and extended attributes.
+and its user as it goes. Kept are bytes, holes, names, links, modes, owners and times of change. Not kept: sockets,
+which lead nowhere without the program behind them, and extended attributes.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Packer:
             self._flush()
 
     def _flush(self) -> None:
-        trees.write_all(self._out, self._buffer)
+        trees.write_all(self._out, bytes(self._buffer))
         self.size += len(self._buffer)
         self._buffer = bytearray()
 
