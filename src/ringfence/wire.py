@@ -27,6 +27,7 @@ PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 User = Literal["user", "root"]
+OnTimeout = Literal["stop", "pause"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,7 +181,9 @@ class Start(Request, frozen=True):
 class SandboxRequest(Request, frozen=True):
     """Create a sandbox that lives until its ttl, a stop, or its idle limit.
 
-    `start` runs from the beginning, and again after each reset.
+    `start` runs from the beginning, and again after each reset and each pause.
+    `on_timeout` "pause" keeps its files when its time is over; `wake` resumes it when it is used while paused. null:
+    what the template says, which says "stop" and false by default.
     """
 
     template: str = DEFAULT_TEMPLATE
@@ -192,6 +195,20 @@ class SandboxRequest(Request, frozen=True):
     start: Start | None = None
     egress_gateway: str = ""
     secrets: list[str] = []
+    on_timeout: OnTimeout | None = None
+    wake: bool | None = None
+
+
+class PauseRequest(Request, frozen=True):
+    """Pause a sandbox: its programs end and its files are kept. No runtime here can keep `memory`."""
+
+    memory: bool = False
+
+
+class ResumeRequest(Request, frozen=True):
+    """Resume a paused sandbox for `ttl_seconds`; without them, for as long as it was last given."""
+
+    ttl_seconds: Seconds | None = None
 
 
 class EgressRequest(Request, frozen=True):
@@ -204,6 +221,16 @@ class ExtendRequest(Request, frozen=True):
     """Expire `ttl_seconds` from now instead."""
 
     ttl_seconds: Seconds
+
+
+class Paused(Answer, frozen=True):
+    """What is kept of a paused sandbox: `bytes` of files until `expires_at`; its programs ended at `at`."""
+
+    at: float
+    bytes: int
+    expires_at: float
+    kept: Literal["files"] = "files"
+    reason: str = ""
 
 
 class Sandbox(Answer, frozen=True):
@@ -224,6 +251,10 @@ class Sandbox(Answer, frozen=True):
     egress: dict[str, Any] = {}
     egress_gateway: str = ""
     secrets: list[str] = []
+    ttl_seconds: float | None = None
+    on_timeout: OnTimeout = "stop"
+    wake: bool = False
+    paused: Paused | None = None
     exit: Exit | None = None
     error: ErrorBody | None = None
     usage: Usage | None = None

@@ -250,6 +250,10 @@ class Agent:
         """Everything a pause keeps, to the asker."""
         parcel.op_pack(self._yard(), stream, request)
 
+    def op_measure(self, stream: Stream, _: dict[str, Any]) -> None:
+        """How much that is, at most."""
+        parcel.op_measure(stream)
+
     def op_unpack(self, stream: Stream, request: dict[str, Any]) -> None:
         """And back."""
         parcel.op_unpack(self._yard(), stream, request)
@@ -431,6 +435,7 @@ OWN_OPS: Final[dict[str, Callable[[Agent, Stream, dict[str, Any]], None]]] = {
     "signal": Agent.op_signal,
     "resize": Agent.op_resize,
     "input": Agent.op_input,
+    "measure": Agent.op_measure,
     "notice": Agent.op_notice,
     "furnish": Agent.op_furnish,
     "pack": Agent.op_pack,

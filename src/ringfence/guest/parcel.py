@@ -18,7 +18,7 @@ from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.context import CODES, Refused
 from ringfence.guest.loop import Loop
-from ringfence.guest.plan import CHANNEL_FD
+from ringfence.guest.plan import CHANNEL_FD, HOME
 from ringfence.guest.stream import Handler, Stream
 
 #: Places for what belongs to running programs (sockets, pid files, shared memory), as empty afterwards as after a boot.
@@ -49,13 +49,13 @@ class Yard:
 def _packed(fd: int, identity: archive.Identity) -> dict[str, Any]:
     packer = archive.Packer(fd, identity)
     packer.pack(KEPT)
-    return {"entries": packer.entries, "size": packer.size}
+    return {"count": packer.entries, "size": packer.size}
 
 
 def _unpacked(fd: int, identity: archive.Identity) -> dict[str, Any]:
     unpacker = archive.Unpacker(fd, identity)
     unpacker.unpack(KEPT)
-    return {"entries": unpacker.entries}
+    return {"count": unpacker.entries}
 
 
 def _said(error: BaseException) -> dict[str, Any]:
@@ -273,11 +273,17 @@ def _become_helper(work: Work, data: int, report: int, privileged: bool) -> None
         os._exit(0)
 
 
+def op_measure(stream: Stream) -> None:
+    """How many bytes the scratch holds, so that nobody begins what cannot end well; answers {"size"}."""
+    room = os.statvfs(HOME)
+    stream.end({"size": (room.f_blocks - room.f_bfree) * room.f_frsize})
+
+
 def op_pack(yard: Yard, stream: Stream, _: dict[str, Any]) -> None:
-    """End every program, then send what is in the kept places; answers {"entries", "size"}."""
+    """End every program, then send what is in the kept places; answers {"count", "size"}."""
     Packing(yard, stream)
 
 
 def op_unpack(yard: Yard, stream: Stream, _: dict[str, Any]) -> None:
-    """End every program, then make the kept places what the stream says; answers {"entries"}."""
+    """End every program, then make the kept places what the stream says; answers {"count"}."""
     Unpacking(yard, stream)

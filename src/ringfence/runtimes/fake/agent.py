@@ -206,7 +206,11 @@ class Agent:
         await self._alone()
         data = self.box.tree.dump()
         await stream.write(data)
-        stream.end({"entries": len(json.loads(data)), "size": len(data)})
+        stream.end({"count": len(json.loads(data)), "size": len(data)})
+
+    async def op_measure(self, stream: Stream, _: dict[str, Any]) -> None:
+        """How much that is, at most."""
+        stream.end({"size": self.box.tree.used()})
 
     async def op_unpack(self, stream: Stream, _: dict[str, Any]) -> None:
         """And back."""
@@ -214,7 +218,7 @@ class Agent:
         data = bytearray()
         while (piece := await stream.take()) is not None:
             data += piece
-        stream.end({"entries": self.box.tree.load(bytes(data))})
+        stream.end({"count": self.box.tree.load(bytes(data))})
 
     async def _alone(self) -> None:
         while running := [program for program in self.box.programs.values() if program.fate is None]:

@@ -44,9 +44,10 @@ class Tree:
     @property
     def full(self) -> bool:
         """Whether the last byte allowed is used."""
-        return self._used() >= self._most
+        return self.used() >= self._most
 
-    def _used(self) -> int:
+    def used(self) -> int:
+        """Bytes of all files."""
         return sum(len(node.data) for node in self._nodes.values() if node.data is not None)
 
     def _tell(self, what: str, path: str) -> None:
@@ -126,7 +127,7 @@ class Tree:
         old = self._nodes.get(path)
         kept = bytes(old.data or b"") if old is not None else b""
         whole = kept + data if append else data
-        if self._used() - len(kept) + len(whole) > self._most:
+        if self.used() - len(kept) + len(whole) > self._most:
             raise TreeError("no_space", "No space left on device")
         self._nodes[path] = Node(bytearray(whole), old.mode if old is not None else 0o644)
         self._tell("write" if old is not None else "create", path)
