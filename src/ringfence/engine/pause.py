@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -80,6 +81,7 @@ class Pauses:
         self._turns = turns
         self._vault = vault
         self._expiring: dict[str, asyncio.Task[None]] = {}
+        self.at: Callable[[str], Awaitable[None]] = _went_on  # told of each moment: a test breaks us off there
         turns.wake = self.resume
         sandboxes.remove_paused = self.remove
         ledger.on_expired = self._time_over
@@ -146,15 +148,18 @@ class Pauses:
         policy = self._sandboxes.policy
         quota = policy.ceiling(tenant).max_paused_bytes
         await self._worth_trying(tenant, sandbox_id, quota)
+        await self.at("worth trying")
         try:
             async with self.vault.writing(tenant, sandbox_id, most_bytes(row.limits), quota) as blob:
                 described = await self._taken(tenant, sandbox_id, blob, expired=expired)
+                await self.at("taken")
                 now = time.time()
                 kept = await blob.finish(now + policy.keep_paused_seconds)
                 told = wire.Paused(at=now, bytes=kept.size, expires_at=kept.expires, reason=reason)
                 paused = msgspec.structs.replace(
                     described.public(row.timings), state=State.PAUSED, expires_at=None, paused=told
                 )
+                await self.at("on disk")
                 with self._ledger.stopping(sandbox_id):
                     if not await self._store.sandbox_paused(paused, kept):
                         raise Conflict("the sandbox has ended meanwhile", code="sandbox_ended")
@@ -162,12 +167,15 @@ class Pauses:
                     self._turns.fell_asleep(tenant, sandbox_id, wake=row.wake)
                     self._ledger.sandbox_paused(tenant, paused)
         except BaseException as error:
-            await self._go_on(tenant, sandbox_id, error)
+            if not self._turns.held(sandbox_id):
+                await self._go_on(tenant, sandbox_id, error)
             raise
+        await self.at("recorded as paused")
         self._feed.add(
             tenant, "sandbox.paused", sandbox=sandbox_id, kept="files", programs="ended", bytes=kept.size, reason=reason
         )
         await self._sandboxes.discard(tenant, sandbox_id, "it was paused")
+        await self.at("stopped")
         return paused
 
     async def _worth_trying(self, tenant: str, sandbox_id: str, quota: int) -> None:
@@ -247,16 +255,21 @@ class Pauses:
             try:
                 async with asyncio.timeout(LONGEST_SECONDS), contextlib.aclosing(self.vault.reading(kept)) as pieces:
                     first = await anext(pieces, b"")  # it is checked before anything is started
+                    await self.at("checked")
                     await self._started(tenant, row, ttl)
+                    await self.at("started")
                     stream = Collector(0)
                     await self._sandboxes.open_now(tenant, sandbox_id, stream, {"op": "unpack"})
                     sent = await stream.send(first)
                     async for piece in pieces:
                         sent = sent and await stream.send(piece)
+                    await self.at("sent")
                     if sent:
                         stream.eof()
                     await self._sandboxes.answered(tenant, sandbox_id, stream)
+                await self.at("put back")
                 running = await self._alive(tenant, row, ttl)
+                await self.at("alive")
                 if not await self._store.sandbox_unpaused(tenant, running):
                     raise Conflict("the sandbox was stopped meanwhile", code="sandbox_ended")
             except BaseException as error:
@@ -264,6 +277,7 @@ class Pauses:
                 if isinstance(error, TimeoutError):
                     raise PlatformFault("the sandbox's files were not put back in time", code="resume_slow") from None
                 raise
+            await self.at("recorded as running")
             self._turns.woke(sandbox_id)
             self._ledger.sandbox_lives(tenant, running)
         self._sandboxes.forget_oom_kills(sandbox_id)
@@ -271,6 +285,7 @@ class Pauses:
             tenant, "sandbox.resumed", sandbox=sandbox_id, kept="files", seconds=round(time.monotonic() - begun, 3)
         )
         await self.vault.remove(sandbox_id)
+        await self.at("removed")
         return running
 
     async def _started(self, tenant: str, row: wire.Sandbox, ttl: float) -> None:
@@ -360,6 +375,10 @@ class Pauses:
 
 
 _CODES: Final = {State.RUNNING: "sandbox_running", State.STARTING: "sandbox_running", State.PAUSED: "sandbox_paused"}
+
+
+async def _went_on(_moment: str) -> None:
+    return
 
 
 def _why(ended: wire.Sandbox) -> dict[str, str]:

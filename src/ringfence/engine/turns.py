@@ -80,16 +80,18 @@ class Turns:
                 f"the sandbox is being {held.doing} just now", code="sandbox_busy", remediation="try again shortly"
             )
         held.doing = doing
-        held.turn = asyncio.get_running_loop().create_task(work())
-        held.turn.add_done_callback(lambda turn: self._over(sandbox_id, held, turn))
+        held.turn = asyncio.get_running_loop().create_task(self._done(sandbox_id, held, work))
+        held.turn.add_done_callback(_looked_at)
         return await asyncio.shield(held.turn)
 
-    def _over(self, sandbox_id: str, held: Held, turn: asyncio.Task[wire.Sandbox]) -> None:
-        held.turn = None
-        if not held.paused:
-            self._held.pop(sandbox_id, None)
-        if not turn.cancelled():
-            turn.exception()  # whoever asked may have left
+    async def _done(self, sandbox_id: str, held: Held, work: Work) -> wire.Sandbox:
+        """The turn itself, and its end: nobody ever finds a turn that is over."""
+        try:
+            return await work()
+        finally:
+            held.turn = None
+            if not held.paused:
+                self._held.pop(sandbox_id, None)
 
     async def over(self, sandbox_id: str) -> None:
         """Return when nothing is being done to it."""
@@ -118,7 +120,10 @@ class Turns:
                 raise asleep()
             await self.wake(tenant, sandbox_id)
         elif held.doing == RESUMING:
-            await asyncio.shield(held.turn)
+            turn = held.turn
+            await asyncio.wait({turn})
+            if not turn.cancelled():
+                turn.result()  # what went wrong is everybody's who waited
         elif held.doing == PAUSING and not held.wake:
             raise asleep("is being paused")
         else:
@@ -130,6 +135,12 @@ class Turns:
         for turn in turns:
             turn.cancel()
         await asyncio.gather(*turns, return_exceptions=True)
+
+
+def _looked_at(turn: asyncio.Task[wire.Sandbox]) -> None:
+    """Whoever asked may have left: nobody need complain that an error was not looked at."""
+    if not turn.cancelled():
+        turn.exception()
 
 
 async def _nobody_wakes(_tenant: str, _sandbox_id: str) -> wire.Sandbox:
