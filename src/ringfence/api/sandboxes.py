@@ -17,8 +17,6 @@ from ringfence.engine.engine import Engine
 
 _encode: Final = msgspec.json.Encoder().encode
 _id: Final = msgspec.json.Decoder(wire.Sandbox)
-_PAUSE: Final = wire.PauseRequest()
-_RESUME: Final = wire.ResumeRequest()
 States = Annotated[State | None, QueryParameter(name="state", description="Only those in this state.")]
 
 
@@ -77,17 +75,15 @@ async def reset_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
 
 
 @post("/v1/sandboxes/{sandbox_id:str}/pause", opt=KEY, status_code=200, tags=["sandboxes"])
-async def pause_sandbox(
-    request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.PauseRequest] = _PAUSE
-) -> wire.Sandbox:
+async def pause_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.PauseRequest]) -> wire.Sandbox:
     """Keep a sandbox's files (home, /tmp, /var/tmp) and end everything else of it; answered when they are on disk."""
-    return await engine_of(request).pauses.pause(tenant_of(request), sandbox_id, memory=data.memory)
+    return await engine_of(request).pauses.pause(
+        tenant_of(request), sandbox_id, memory=data is not None and data.memory
+    )
 
 
 @post("/v1/sandboxes/{sandbox_id:str}/resume", opt=KEY, status_code=200, tags=["sandboxes"])
-async def resume_sandbox(
-    request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.ResumeRequest] = _RESUME
-) -> wire.Sandbox:
+async def resume_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.ResumeRequest]) -> wire.Sandbox:
     """A paused sandbox again, with its files; its time to live starts anew."""
     return await engine_of(request).pauses.resume(tenant_of(request), sandbox_id, data.ttl_seconds)
 
