@@ -18,6 +18,7 @@ from ringfence.engine.policy import Ceiling, Policy
 from ringfence.node import supervisor
 from ringfence.runtimes.fake import Fake
 from ringfence.store.base import Filter
+from ringfence.store.sqlite import KeyRing
 from tests.support.house import House, house
 from tests.support.nodewire import until
 
@@ -169,6 +170,22 @@ async def test_what_is_paused_for_too_long_ends(tmp_path: Path) -> None:
         ended = await home.engine.sandboxes.get("ada", name)
         assert ended.exit is not None
         assert (ended.state, ended.exit.how, home.api.files()) == ("stopped", "timed_out", [])
+
+
+async def test_what_no_key_can_resume_any_more_ends(home: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant whose last key is gone for good leaves nothing on the disk."""
+    monkeypatch.setattr(pausing, "KEYLESS_SECONDS", 0.0)
+    ring = KeyRing(home.api.place / "ringfence.db")
+    _, key = ring.add("ada")
+    name, others = await home.made(), await home.made("bob")
+    await home.engine.pauses.pause("ada", name)
+    await home.engine.pauses.pause("bob", others)
+    await home.engine.pauses.tidy()
+    assert await home.state(name) == "paused"
+    ring.revoke(key.id)
+    ring.close()
+    await home.engine.pauses.tidy()
+    assert (await home.state(name), home.api.files()) == ("stopped", [others])
 
 
 async def test_a_rebuilt_template_is_not_taken_for_the_old_one(home: House, tmp_path: Path) -> None:

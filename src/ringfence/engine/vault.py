@@ -25,7 +25,7 @@ PIECE: Final = 1024 * 1024  # bytes gathered for one write
 KEPT_FREE: Final = 256 * 1024 * 1024  # of the disk: records are on it too, and they come first
 PART: Final = ".part"
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place must not hang us
 T = TypeVar("T")
 
 
@@ -195,7 +195,6 @@ class Blob:
         self._kept = False
 
     async def __aenter__(self) -> Self:
-        self._fd = await self._vault.do(lambda: self._vault.part(self._sandbox))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -205,7 +204,8 @@ class Blob:
         await asyncio.shield(self._vault.do(self._leave))
 
     def _leave(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
         if not self._kept:
             self._vault.drop(self._sandbox)
 
@@ -231,6 +231,8 @@ class Blob:
         self._digest.update(data)
         view = memoryview(data)
         try:
+            if self._fd < 0:  # opened on this thread, which also closes it: whoever waits may be gone by then
+                self._fd = self._vault.part(self._sandbox)
             while view:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
