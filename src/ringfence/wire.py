@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from ringfence import shapes
 from ringfence.domain.limits import Limits
-from ringfence.domain.process import How, Timings, Usage
+from ringfence.domain.process import Timings, Usage
 from ringfence.domain.sandbox import State
 
 DEFAULT_PORT: Final = 8642
@@ -22,64 +23,20 @@ ACCESS_HEADER: Final = "X-Ringfence-Access"
 ACCESS_PARAMETER: Final = "ringfence-access"
 NDJSON: Final = "application/x-ndjson"
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+# Part of this module's vocabulary, made where both kinds of struct are.
+Answer = shapes.Answer
+Data = shapes.Data
+ErrorAnswer = shapes.ErrorAnswer
+ErrorBody = shapes.ErrorBody
+Exit = shapes.Exit
+PtySize = shapes.PtySize
+Request = shapes.Request
+
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 User = Literal["user", "root"]
 OnTimeout = Literal["stop", "pause"]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything a client sends."""
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of everything the server sends."""
-
-
-# --- shared pieces ---------------------------------------------------------------------------------------------------
-
-
-class Data(Request, frozen=True):
-    """Bytes that need not be text."""
-
-    base64: bytes
-
-
-class PtySize(Request, frozen=True):
-    """Columns and rows of a terminal."""
-
-    cols: Size
-    rows: Size
-
-
-class Exit(Answer, frozen=True):
-    """A program's fate."""
-
-    how: How
-    code: int | None = None
-    signal: int | None = None
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """True only for a program that ended by itself with code 0."""
-        return self.how is How.EXITED and self.code == 0
-
-
-class ErrorBody(Answer, frozen=True):
-    """A refusal or a fault of ours: a stable code, the cause, and what to do about it."""
-
-    code: str
-    cause: str
-    remediation: str = ""
-
-
-class ErrorAnswer(Answer, frozen=True):
-    """The body of every 4xx and 5xx."""
-
-    error: ErrorBody
 
 
 # --- one-shot runs ---------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_refusals_have_codes(http: httpx.Client, sandbox: Callable[..., Sandbox]
         http.post(f"{place}/processes", json={"shell": "true"}),
         http.post(f"{place}/processes", json={"shell": "true", "stream": True}),
         http.get(f"{place}/files/content?path=x"),
-        http.put(f"{place}/files/content?path=x", content=b"x" * 500_000),
+        http.put(f"{place}/files/content?path=x", content=b"x"),
         http.post(f"{place}/extend", json={"ttl_seconds": 5}),
         http.put(f"{place}/egress", json={"egress": "none"}),
     ):
@@ -172,6 +172,38 @@ def _get(url: str) -> tuple[int, bytes]:
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_what_it_begins_with_begins_again(client: Client, sandbox: Callable[..., Sandbox]) -> None:
+    """A sandbox made with a program to begin with has it again after a pause, with its files: a URL that wakes it."""
+    serve = "mkdir -p www; date +%N >> www/index.html; exec python3 -m http.server -d www 8000"
+    box = sandbox(wake=True, start=serve)
+    url = box.publish(8000, public=True, wait=20.0)
+    status, first = _get(url)
+    assert (status, first.count(b"\n")) == (200, 1)
+    for count in (2, 3):
+        box.pause()
+        status, body = _get(url)
+        assert (status, body.startswith(first), body.count(b"\n")) == (200, True, count)
+    box.reset()
+    status, body = _get(url)
+    assert (status, body.count(b"\n")) == (200, 1)
+
+
+def test_a_program_that_cannot_begin_again_does_not_keep_files_away(
+    client: Client, sandbox: Callable[..., Sandbox]
+) -> None:
+    """The order for what it begins with cannot be carried out any more: the files come back, and that is told."""
+    box = sandbox(start={"shell": "sleep 100", "cwd": "/tmp"})
+    box.files.write("x", b"1")
+    box.exec("rm -rf /home/user/gone; mkdir /home/user/gone")
+    other = sandbox(start={"shell": "sleep 100", "cwd": "/home/user"})
+    other.files.write("x", b"1")
+    other.exec("chmod 000 /home/user; true")
+    for each in (box, other):
+        each.pause()
+        again = Sandbox.resume(each.id, client=client)
+        assert again.exec("chmod 755 /home/user; cat /home/user/x", cwd="/tmp").stdout == "1"
 
 
 def test_expiry_pauses_when_asked(client: Client, sandbox: Callable[..., Sandbox]) -> None:

@@ -126,7 +126,6 @@ async def _awake(engine: Engine, route: Route) -> None:
     """Have a paused sandbox resumed that wants to be. Raises Overloaded, which asks to come again, when slow."""
     if engine.turns.find(route.tenant, route.sandbox) is None:
         return
-    route.accepted = False  # its programs ended; whatever accepts next has yet to start
     try:
         await engine.turns.reach(route.tenant, route.sandbox, WAKE_SECONDS)
     except RingfenceError as error:

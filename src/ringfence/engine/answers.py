@@ -125,6 +125,7 @@ class PauseEnd(NodeAnswer, frozen=True):
 
     override: Override | None = None
     described: NodeSandbox | None = None
+    begins: bytes = b""  # the agent's order for the program it begins with, as the api once made it
 
 
 class SandboxesEnd(NodeAnswer, frozen=True):

@@ -150,6 +150,18 @@ class Ledger:
         """Its row says so; the node's word on it counts no more."""
         self._admission.left(tenant, sandbox.id)
         self._live.pop(sandbox.id, None)
+        self.on_reset(sandbox.id)  # whatever serves its ports next has to start first
+
+    def sandbox_resumed(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """Its row says that it runs again; it may have died while that was written."""
+        self.sandbox_lives(tenant, sandbox)
+        early = self._early.pop(sandbox.id, None)
+        if early is not None:
+            self._seen(early)
+
+    def sandbox_coming_back(self, sandbox_id: str) -> None:
+        """What is heard of its end from here on is of its next life, not of the last."""
+        self._early.pop(sandbox_id, None)
 
     def sandbox_lost(self, tenant: str, sandbox: wire.Sandbox) -> None:
         """A sandbox the node does not know any more, unless its owner is just being told of its stop."""

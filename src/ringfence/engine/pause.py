@@ -151,10 +151,10 @@ class Pauses:
         await self.at("worth trying")
         try:
             async with self.vault.writing(tenant, sandbox_id, most_bytes(row.limits), quota) as blob:
-                described = await self._taken(tenant, sandbox_id, blob, expired=expired)
+                described, begins = await self._taken(tenant, sandbox_id, blob, expired=expired)
                 await self.at("taken")
                 now = time.time()
-                kept = await blob.finish(now + policy.keep_paused_seconds)
+                kept = await blob.finish(now + policy.keep_paused_seconds, begins)
                 told = wire.Paused(at=now, bytes=kept.size, expires_at=kept.expires, reason=reason)
                 paused = msgspec.structs.replace(
                     described.public(row.timings), state=State.PAUSED, expires_at=None, paused=told
@@ -189,8 +189,8 @@ class Pauses:
             )
         self.vault.fits(max(0, size))
 
-    async def _taken(self, tenant: str, sandbox_id: str, blob: Blob, *, expired: bool) -> NodeSandbox:
-        """Everything the agent sends, into the file. Raises what broke it off."""
+    async def _taken(self, tenant: str, sandbox_id: str, blob: Blob, *, expired: bool) -> tuple[NodeSandbox, bytes]:
+        """Everything the agent sends, into the file; what it was, and began with. Raises what broke it off."""
         stream = Reader()
         await self._node.wait_up()
         header = {"verb": "pause", "tenant": tenant, "sandbox": sandbox_id, "expired": expired}
@@ -217,7 +217,7 @@ class Pauses:
         guest_end(end.guest)
         if answer.described is None:
             raise SandboxLost("the node did not say what it paused")
-        return answer.described
+        return answer.described, answer.begins
 
     async def _go_on(self, tenant: str, sandbox_id: str, error: BaseException) -> None:
         """Nothing came of it: whoever waited for the sandbox may use it again."""
@@ -256,7 +256,8 @@ class Pauses:
                 async with asyncio.timeout(LONGEST_SECONDS), contextlib.aclosing(self.vault.reading(kept)) as pieces:
                     first = await anext(pieces, b"")  # it is checked before anything is started
                     await self.at("checked")
-                    await self._started(tenant, row, ttl)
+                    self._ledger.sandbox_coming_back(sandbox_id)
+                    await self._started(tenant, row, ttl, kept.begins)
                     await self.at("started")
                     stream = Collector(0)
                     await self._sandboxes.open_now(tenant, sandbox_id, stream, {"op": "unpack"})
@@ -279,7 +280,7 @@ class Pauses:
                 raise
             await self.at("recorded as running")
             self._turns.woke(sandbox_id)
-            self._ledger.sandbox_lives(tenant, running)
+            self._ledger.sandbox_resumed(tenant, running)
         self._sandboxes.forget_oom_kills(sandbox_id)
         self._feed.add(
             tenant, "sandbox.resumed", sandbox=sandbox_id, kept="files", seconds=round(time.monotonic() - begun, 3)
@@ -288,9 +289,9 @@ class Pauses:
         await self.at("removed")
         return running
 
-    async def _started(self, tenant: str, row: wire.Sandbox, ttl: float) -> None:
+    async def _started(self, tenant: str, row: wire.Sandbox, ttl: float, begins: bytes) -> None:
         header = {
-            "verb": "create",
+            "verb": "restore",
             "id": row.id,
             "tenant": tenant,
             "template": row.template,
@@ -304,10 +305,11 @@ class Pauses:
             "wake": row.wake,
             "egress": row.egress or "none",
         }
-        await self._node.call(header, SandboxEnd)
+        await self._node.call(header, SandboxEnd, begins)
 
     async def _alive(self, tenant: str, row: wire.Sandbox, ttl: float) -> wire.Sandbox:
-        header = {"verb": "extend", "tenant": tenant, "sandbox": row.id, "ttl_seconds": ttl}
+        """Its time begins, and so does the program it begins with."""
+        header = {"verb": "wake", "tenant": tenant, "sandbox": row.id, "ttl_seconds": ttl}
         answer = await self._node.ask(header, SandboxEnd)
         if answer.sandbox is None:
             raise SandboxLost("the node gave no sandbox")

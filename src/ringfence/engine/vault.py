@@ -240,10 +240,10 @@ class Blob:
                 raise _host_full() from None
             raise PlatformFault(f"a paused sandbox's files cannot be written: {error.strerror}") from None
 
-    async def finish(self, expires: float) -> PauseRow:
+    async def finish(self, expires: float, begins: bytes = b"") -> PauseRow:
         """All came: on disk when this returns, and to be removed again unless kept() follows."""
         await self._flush()
-        row = PauseRow(self._sandbox, self._tenant, self._size, self._digest.digest(), expires)
+        row = PauseRow(self._sandbox, self._tenant, self._size, self._digest.digest(), expires, begins)
         await self._vault.do(lambda: self._vault.whole(self._fd, row))
         return row
 

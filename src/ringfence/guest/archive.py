@@ -98,9 +98,12 @@ class Packer:
         self._put(MAGIC)
         for place in places:
             if os.path.isdir(place):
+                found = os.stat(place)
+                self._identity.become(found.st_uid, found.st_gid)
+                self._loosened(os.fsencode(place), found)
                 os.chdir(place)
                 self._put(b"P" + _named(os.fsencode(place)))
-                self._tree(os.stat("."))
+                self._tree(found)
         self._put(b"Z" + _NUMBER.pack(self.entries))
         self._flush()
 

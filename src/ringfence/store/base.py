@@ -141,6 +141,7 @@ class PauseRow:
     size: int
     digest: bytes
     expires: float
+    begins: bytes = b""  # what it begins with, once it has its files again
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ UPDATE sandboxes SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state
 
 -- name: pause_add
 -- What is kept of a sandbox that was paused just now.
-INSERT INTO pauses (sandbox, tenant, size, digest, expires) VALUES (?, ?, ?, ?, ?);
+INSERT INTO pauses (sandbox, tenant, size, digest, expires, begins) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: pause_remove
 -- Nothing is kept of it any more.
@@ -74,7 +74,7 @@ DELETE FROM pauses WHERE sandbox = ? AND tenant = ?;
 
 -- name: pause_list
 -- Everything that is kept, whoever owns it: for the one who keeps it.
-SELECT sandbox, tenant, size, digest, expires FROM pauses;
+SELECT sandbox, tenant, size, digest, expires, begins FROM pauses;
 
 -- name: tenant_keyless
 -- Since when a tenant has had no key: its last one's revocation or expiry. NULL while there is one, or none is known.

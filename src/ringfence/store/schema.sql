@@ -27,7 +27,8 @@ CREATE TABLE pauses (
     tenant  TEXT NOT NULL,
     size    INTEGER NOT NULL,
     digest  BLOB NOT NULL,
-    expires REAL NOT NULL
+    expires REAL NOT NULL,
+    begins  BLOB NOT NULL
 ) STRICT;
 
 -- One row per label of a run or a sandbox, so that a list by label never scans a tenant's history.

@@ -225,7 +225,7 @@ class SqliteStore:
     async def sandbox_paused(self, sandbox: wire.Sandbox, kept: PauseRow) -> bool:
         """See Store."""
         row = (sandbox.state.value, _encode(sandbox), sandbox.id, kept.tenant)
-        kept_row = (kept.sandbox, kept.tenant, kept.size, kept.digest, kept.expires)
+        kept_row = (kept.sandbox, kept.tenant, kept.size, kept.digest, kept.expires, kept.begins)
 
         def work(connection: sqlite3.Connection) -> bool:
             if connection.execute(SQL["sandbox_changed"], row).rowcount != 1:

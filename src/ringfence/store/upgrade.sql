@@ -18,5 +18,6 @@ CREATE TABLE pauses (
     tenant  TEXT NOT NULL,
     size    INTEGER NOT NULL,
     digest  BLOB NOT NULL,
-    expires REAL NOT NULL
+    expires REAL NOT NULL,
+    begins  BLOB NOT NULL
 ) STRICT;
