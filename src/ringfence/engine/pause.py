@@ -304,8 +304,15 @@ class Pauses:
             "on_timeout": row.on_timeout,
             "wake": row.wake,
             "egress": row.egress or "none",
+            **self._way_out(tenant, row),
         }
         await self._node.call(header, SandboxEnd, begins)
+
+    def _way_out(self, tenant: str, row: wire.Sandbox) -> dict[str, str]:
+        """The gateway it left by; a tenant that was pinned to another since is refused, never led around it."""
+        if self._sandboxes.policy.ceiling(tenant).egress_gateway:
+            return self._sandboxes.policy.gateway(tenant, row.egress_gateway)
+        return {"egress_gateway": row.egress_gateway} if row.egress_gateway else {}
 
     async def _alive(self, tenant: str, row: wire.Sandbox, ttl: float) -> wire.Sandbox:
         """Its time begins, and so does the program it begins with."""
