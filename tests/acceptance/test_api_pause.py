@@ -221,6 +221,20 @@ def test_expiry_pauses_when_asked(client: Client, sandbox: Callable[..., Sandbox
     ]  # fmt: skip
 
 
+def test_its_policy_outlives_a_pause(client: Client, sandbox: Callable[..., Sandbox]) -> None:
+    """What it may reach is what it might before, as changed last; and can still be changed (attack 92)."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives sandboxes a network")
+    box, offline = sandbox(egress=["example.com"]), sandbox()
+    changed = box.allow(["example.org"]).egress
+    for each, policy in ((box, changed), (offline, {"mode": "none"})):
+        each.pause()
+        assert Sandbox.resume(each.id, client=client).info.egress == policy
+    assert box.allow([]).egress["allow"] == []
+    with pytest.raises(RingfenceError):
+        offline.allow(["example.org"])
+
+
 def test_leaving_the_with_of_a_paused_sandbox_leaves_it_paused(client: Client) -> None:
     """A program that pauses its sandbox wants to come back to it."""
     with Sandbox.create(client=client) as box:
