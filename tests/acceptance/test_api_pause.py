@@ -235,6 +235,25 @@ def test_its_policy_outlives_a_pause(client: Client, sandbox: Callable[..., Sand
         offline.allow(["example.org"])
 
 
+def test_its_secrets_are_there_again(client: Client, sandbox: Callable[..., Sandbox]) -> None:
+    """Under new placeholders, each as it is now; one that was removed meanwhile is not, and keeps nobody from files."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives sandboxes a network")
+    for name in ("one", "two"):
+        client.set_secret(name, "a-long-value", hosts=["api.example.com"], headers=["authorization"])
+    box = sandbox(secrets=["one", "two"])
+    show = "echo $ONE; echo $TWO; test -s /run/ringfence-authorities.pem && echo trusts"
+    before = box.exec(show).stdout.split()
+    box.pause()
+    client.remove_secret("two")
+    again = Sandbox.resume(box.id, client=client)
+    after = again.exec(show).stdout.split()
+    assert (len(before), len(after), after[-1], again.info.secrets) == (3, 2, "trusts", ["one"])
+    assert after[0].startswith("rf-placeholder-")
+    assert after[0] not in before
+    client.remove_secret("one")
+
+
 def test_leaving_the_with_of_a_paused_sandbox_leaves_it_paused(client: Client) -> None:
     """A program that pauses its sandbox wants to come back to it."""
     with Sandbox.create(client=client) as box:

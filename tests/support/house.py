@@ -1,4 +1,4 @@
-"""A whole server but for HTTP, in the test's own loop: engine, store and vault over a node of fake sandboxes.
+"""A whole server but for HTTP, in the test's own loop: engine, store and shelf over a node of fake sandboxes.
 
 Its api can be broken off at any moment as a killed process would be: what is on disk then is what the next one finds.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from ringfence import wire
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Policy
-from ringfence.engine.vault import Vault
+from ringfence.engine.shelf import Shelf
 from ringfence.store.sqlite import SqliteStore
 from tests.support.nodewire import PATIENCE, Node, node
 
@@ -33,8 +33,8 @@ class Api:
         self._directory = os.open(place / "paused", os.O_RDONLY | os.O_DIRECTORY)
         self.store = SqliteStore(place / "ringfence.db")
         self.store.start()
-        self.vault = Vault(self._directory, kept_free)
-        self.engine = Engine(socket, self.store, policy, self.vault)
+        self.shelf = Shelf(self._directory, kept_free)
+        self.engine = Engine(socket, self.store, policy, self.shelf)
         self._others: set[asyncio.Task[Any]] = set()
         self._running = AsyncExitStack()
         self.crashed = False
@@ -60,12 +60,12 @@ class Api:
         """A clean stop; after a crash, only what the test process itself must give back."""
         with contextlib.suppress(Exception):
             await self._running.aclose()
-        await self.vault.do(lambda: None)
+        await self.shelf.do(lambda: None)
         self.store.close()
         os.close(self._directory)
 
     def files(self) -> list[str]:
-        """What the vault holds, parts included."""
+        """What the shelf holds, parts included."""
         return sorted(os.listdir(self.place / "paused"))
 
 

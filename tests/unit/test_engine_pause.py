@@ -154,7 +154,7 @@ async def test_a_paused_sandbox_is_stopped(home: House) -> None:
     stopped = await home.engine.sandboxes.stop("ada", name)
     assert (stopped.state, stopped.paused) == ("stopped", None)
     assert home.api.files() == []
-    assert home.api.vault.used("ada") == 0
+    assert home.api.shelf.used("ada") == 0
     with pytest.raises(Conflict):
         await home.engine.pauses.resume("ada", name)
     assert (await home.engine.sandboxes.stop("ada", name)).state == "stopped"
@@ -249,7 +249,7 @@ async def test_a_tenants_room_is_its_own(tmp_path: Path) -> None:
         rows = await home.engine.processes.list("ada", second)
         assert [row.running for row in rows if row.pid == sleeper.pid] == [True]
         await home.engine.pauses.pause("bob", others)
-        assert home.api.vault.used("ada") == (home.api.place / "paused" / first).stat().st_size
+        assert home.api.shelf.used("ada") == (home.api.place / "paused" / first).stat().st_size
 
 
 async def test_an_agent_that_understates_is_stopped_at_the_quota(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ async def test_an_agent_that_understates_is_stopped_at_the_quota(tmp_path: Path)
         await home.engine.files.write("ada", name, "big", os.urandom(40_000))  # in the fake's archive a third larger
         with pytest.raises(OverQuota):
             await home.engine.pauses.pause("ada", name)
-        assert (home.api.files(), home.api.vault.used("ada")) == ([], 0)
+        assert (home.api.files(), home.api.shelf.used("ada")) == ([], 0)
         assert await home.note(name) == b"kept"
         assert await home.events(name) == ["sandbox.created", "sandbox.pause_failed"]
 
@@ -391,7 +391,7 @@ async def test_a_stop_while_it_is_paused_wins(home: House, moment: str) -> None:
         await home.engine.pauses.pause("ada", name)
     assert (await stopping[0]).state == "stopped"
     assert await home.state(name) == "stopped"
-    assert (home.api.files(), home.live, home.api.vault.used("ada")) == ([], set(), 0)
+    assert (home.api.files(), home.live, home.api.shelf.used("ada")) == ([], set(), 0)
 
 
 @pytest.mark.parametrize("moment", RESUMING)
@@ -410,7 +410,7 @@ async def test_a_stop_while_it_is_resumed_wins(home: House, moment: str) -> None
     with contextlib.suppress(RingfenceError):
         await home.engine.pauses.resume("ada", name)
     assert (await stopping[0]).state == "stopped"
-    assert (home.api.files(), home.live, home.api.vault.used("ada")) == ([], set(), 0)
+    assert (home.api.files(), home.live, home.api.shelf.used("ada")) == ([], set(), 0)
 
 
 async def test_everything_at_once_ends_in_one_state(home: House) -> None:
@@ -502,9 +502,9 @@ async def test_everything_that_is_paused_outlives_the_server(home: House) -> Non
     """A new api knows it, counts it, and resumes it."""
     name = await home.made(wake=True)
     await home.engine.pauses.pause("ada", name)
-    used = home.api.vault.used("ada")
+    used = home.api.shelf.used("ada")
     await home.restart()
-    assert home.api.vault.used("ada") == used > 0
+    assert home.api.shelf.used("ada") == used > 0
     assert await home.note(name) == b"kept"
 
 

@@ -36,7 +36,7 @@ from ringfence.edge.server import Edge, Pairs
 from ringfence.edge.tls import quiet, read_pair
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
-from ringfence.engine.vault import Vault
+from ringfence.engine.shelf import Shelf
 from ringfence.network.opener.authority import make_authority
 from ringfence.store.sqlite import SqliteStore
 from ringfence.store.vault import Vault
@@ -187,14 +187,14 @@ def run(options: Options) -> None:
     privileges.widen_files()
     import_lazy()
     privileges.own(settings.paused, uid, gid)
-    vault = Vault(os.open(settings.paused, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+    shelf = Shelf(os.open(settings.paused, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
     store, sealer = SqliteStore(settings.database), Sealer(settings.database.with_name("secrets.key"))
     roots = settings.egress.roots()
     privileges.own(settings.database.parent, uid, gid)  # the files that opening made
     # The node's socket is reached from here by its bare name: the way to it may be closed to an ordinary user.
     settings.node_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.chdir(settings.node_socket.parent)
-    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings), vault, sealer=sealer, roots=roots)
+    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings), shelf, sealer=sealer, roots=roots)
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,

@@ -28,8 +28,8 @@ from ringfence.engine.processes import Processes
 from ringfence.engine.runs import Runs
 from ringfence.engine.sandboxes import Sandboxes
 from ringfence.engine.secrets import Sealer, Secrets
+from ringfence.engine.shelf import Shelf
 from ringfence.engine.turns import Turns
-from ringfence.engine.vault import Vault
 from ringfence.store.base import Store
 
 FOLLOW_AGAIN_SECONDS: Final = 0.1
@@ -44,12 +44,12 @@ class Engine:
         node_socket: Path,
         store: Store,
         policy: Policy,
-        vault: Vault | None = None,
+        shelf: Shelf | None = None,
         *,
         sealer: Sealer | None = None,
         roots: bytes = b"",
     ) -> None:
-        """`vault` keeps paused sandboxes' files, `sealer` secrets; without one there are none. `roots`: see Secrets."""
+        """`shelf` keeps paused sandboxes' files, `sealer` secrets; without one there are none. `roots`: see Secrets."""
         self.store = store
         self.policy = policy
         self.node = NodeClient(node_socket, on_up=self._node_up)
@@ -66,7 +66,7 @@ class Engine:
         )  # fmt: skip
         self.pauses = Pauses(
             self.sandboxes, store, ledger=self.ledger, feed=self.feed, admission=self.admission, turns=self.turns,
-            vault=vault,
+            shelf=shelf, secrets=self.secrets,
         )  # fmt: skip
         self.files = Files(self.sandboxes)
         self.processes = Processes(self.sandboxes)

@@ -1,8 +1,8 @@
 """Pausing keeps a sandbox's files and nothing else of it; resuming puts them into a new one of the same id.
 
-    pause:   the agent ends every program and sends the files ▸ the vault has them on disk ▸ the record says paused
+    pause:   the agent ends every program and sends the files ▸ the shelf has them on disk ▸ the record says paused
              ▸ the sandbox is stopped
-    resume:  the vault's copy is what was written ▸ a sandbox of the same template, limits and policy ▸ the agent puts
+    resume:  the shelf's copy is what was written ▸ a sandbox of the same template, limits and policy ▸ the agent puts
              the files back ▸ the record says running ▸ the copy is removed
 
 The record decides. Before it says paused the sandbox is a running one, whatever breaks; once it says so the copy is
@@ -32,8 +32,9 @@ from ringfence.engine.ledger import Ledger
 from ringfence.engine.link import Collector, Reader
 from ringfence.engine.policy import Admission
 from ringfence.engine.sandboxes import Sandboxes
+from ringfence.engine.secrets import Secrets
+from ringfence.engine.shelf import Blob, Shelf
 from ringfence.engine.turns import PAUSING, REMOVING, RESUMING, Turns
-from ringfence.engine.vault import Blob, Vault
 from ringfence.guest import frames
 from ringfence.store.base import Store
 
@@ -70,7 +71,8 @@ class Pauses:
         feed: Feed,
         admission: Admission,
         turns: Turns,
-        vault: Vault | None,
+        secrets: Secrets,
+        shelf: Shelf | None,
     ) -> None:
         self._sandboxes = sandboxes
         self._node = sandboxes.node
@@ -79,7 +81,8 @@ class Pauses:
         self._feed = feed
         self._admission = admission
         self._turns = turns
-        self._vault = vault
+        self._secrets = secrets
+        self._vault = shelf
         self._expiring: dict[str, asyncio.Task[None]] = {}
         self.at: Callable[[str], Awaitable[None]] = _went_on  # told of each moment: a test breaks us off there
         turns.wake = self.resume
@@ -87,7 +90,7 @@ class Pauses:
         ledger.on_expired = self._time_over
 
     @property
-    def vault(self) -> Vault:
+    def shelf(self) -> Shelf:
         """Where files are kept. Raises Conflict on a server that has no place for them."""
         if self._vault is None:
             raise Conflict("this server keeps no paused sandboxes", code="pause_off")
@@ -150,7 +153,7 @@ class Pauses:
         await self._worth_trying(tenant, sandbox_id, quota)
         await self.at("worth trying")
         try:
-            async with self.vault.writing(tenant, sandbox_id, most_bytes(row.limits), quota) as blob:
+            async with self.shelf.writing(tenant, sandbox_id, most_bytes(row.limits), quota) as blob:
                 described, begins = await self._taken(tenant, sandbox_id, blob, expired=expired)
                 await self.at("taken")
                 now = time.time()
@@ -181,13 +184,13 @@ class Pauses:
     async def _worth_trying(self, tenant: str, sandbox_id: str, quota: int) -> None:
         """Refuse what would fail for its size, as the sandbox states it, before its programs are ended for nothing."""
         size = (await self._sandboxes.ask_now(tenant, sandbox_id, {"op": "measure"})).size
-        if self.vault.used(tenant) + max(0, size) > quota:
+        if self.shelf.used(tenant) + max(0, size) > quota:
             raise OverQuota(
-                f"this sandbox holds {size} bytes and its tenant may keep {quota}, {self.vault.used(tenant)} in use",
+                f"this sandbox holds {size} bytes and its tenant may keep {quota}, {self.shelf.used(tenant)} in use",
                 code="paused_quota",
                 remediation="remove files, stop paused sandboxes, or have the operator raise max_paused_bytes",
             )
-        self.vault.fits(max(0, size))
+        self.shelf.fits(max(0, size))
 
     async def _taken(self, tenant: str, sandbox_id: str, blob: Blob, *, expired: bool) -> tuple[NodeSandbox, bytes]:
         """Everything the agent sends, into the file; what it was, and began with. Raises what broke it off."""
@@ -245,7 +248,7 @@ class Pauses:
         )
 
     async def _resume(self, tenant: str, sandbox_id: str, ttl_seconds: float | None) -> wire.Sandbox:
-        row, kept = await self._sandboxes.get(tenant, sandbox_id), self.vault.row(sandbox_id)
+        row, kept = await self._sandboxes.get(tenant, sandbox_id), self.shelf.row(sandbox_id)
         if row.state is not State.PAUSED or kept is None:
             raise Conflict(f"the sandbox is {row.state.value}", code=_CODES.get(row.state, "sandbox_ended"))
         self._sandboxes.accepting()
@@ -253,7 +256,7 @@ class Pauses:
         begun = time.monotonic()
         with self._admission.creating(tenant):
             try:
-                async with asyncio.timeout(LONGEST_SECONDS), contextlib.aclosing(self.vault.reading(kept)) as pieces:
+                async with asyncio.timeout(LONGEST_SECONDS), contextlib.aclosing(self.shelf.reading(kept)) as pieces:
                     first = await anext(pieces, b"")  # it is checked before anything is started
                     await self.at("checked")
                     self._ledger.sandbox_coming_back(sandbox_id)
@@ -285,11 +288,13 @@ class Pauses:
         self._feed.add(
             tenant, "sandbox.resumed", sandbox=sandbox_id, kept="files", seconds=round(time.monotonic() - begun, 3)
         )
-        await self.vault.remove(sandbox_id)
+        await self.shelf.remove(sandbox_id)
         await self.at("removed")
         return running
 
     async def _started(self, tenant: str, row: wire.Sandbox, ttl: float, begins: bytes) -> None:
+        names = [name for name in row.secrets if self._secrets.kept(tenant, [name])]  # as in one that lived on
+        sealed = self._secrets.kept(tenant, names)
         header = {
             "verb": "restore",
             "id": row.id,
@@ -305,8 +310,13 @@ class Pauses:
             "wake": row.wake,
             "egress": row.egress or "none",
             **self._way_out(tenant, row),
+            **await self._secrets.granted(tenant, names, None),
         }
         await self._node.call(header, SandboxEnd, begins)
+        if sealed != self._secrets.kept(tenant, names):
+            raise Conflict(
+                "one of its secrets was changed while it was resumed", code="secret_changed", remediation="ask again"
+            )
 
     def _way_out(self, tenant: str, row: wire.Sandbox) -> dict[str, str]:
         """The gateway it left by; a tenant that was pinned to another since is refused, never led around it."""
@@ -340,10 +350,10 @@ class Pauses:
     async def _finished(self, tenant: str, row: wire.Sandbox) -> wire.Sandbox:
         ended = msgspec.structs.replace(row, ended_at=time.time(), paused=None)
         if await self._store.sandbox_unpaused(tenant, ended):
-            self._ledger.on_gone(ended.id)
+            self._ledger.gone(ended.id)
             self._feed.add(tenant, f"sandbox.{ended.state.value}", sandbox=ended.id, **_why(ended))
         self._turns.woke(ended.id)
-        await self.vault.remove(ended.id)
+        await self.shelf.remove(ended.id)
         return ended
 
     async def tidy(self) -> None:

@@ -37,14 +37,14 @@ def _host_full() -> Overloaded:
     )
 
 
-class Vault:
+class Shelf:
     """The files. Not for two processes at once: what is counted is in memory."""
 
     def __init__(self, place: int, kept_free: int = KEPT_FREE) -> None:
         """`place` is an open directory of our own."""
         self._place = place
         self._kept_free = kept_free
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="vault")  # so that what is asked is done in order
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="shelf")  # so that what is asked is done in order
         self._of: dict[str, PauseRow] = {}
         self._held: Counter[str] = Counter()
 
@@ -182,8 +182,8 @@ def _damaged(why: str) -> PlatformFault:
 class Blob:
     """One file being written. Use it in an `async with`: whatever is not finished there is removed."""
 
-    def __init__(self, vault: Vault, tenant: str, sandbox_id: str, most: int, quota: int) -> None:
-        self._vault = vault
+    def __init__(self, shelf: Shelf, tenant: str, sandbox_id: str, most: int, quota: int) -> None:
+        self._vault = shelf
         self._tenant = tenant
         self._sandbox = sandbox_id
         self._most = most

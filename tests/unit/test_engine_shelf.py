@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ringfence.domain.errors import Overloaded, OverQuota, PlatformFault, RingfenceError, TooLarge
-from ringfence.engine.vault import PART, PIECE, Vault
+from ringfence.engine.shelf import PART, PIECE, Shelf
 from ringfence.store.base import PauseRow
 
 pytestmark = pytest.mark.anyio
@@ -21,16 +21,16 @@ ROOMY = 10**12
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[tuple[Path, Vault]]:
-    """A directory and the vault in it."""
+async def place(tmp_path: Path) -> AsyncIterator[tuple[Path, Shelf]]:
+    """A directory and the shelf in it."""
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield tmp_path, Vault(fd, kept_free=0)
+    yield tmp_path, Shelf(fd, kept_free=0)
     os.close(fd)
 
 
-async def kept(vault: Vault, data: bytes, name: str = NAME, *, most: int = ROOMY, quota: int = ROOMY) -> PauseRow:
+async def kept(shelf: Shelf, data: bytes, name: str = NAME, *, most: int = ROOMY, quota: int = ROOMY) -> PauseRow:
     """Put away."""
-    async with vault.writing("ada", name, most, quota) as blob:
+    async with shelf.writing("ada", name, most, quota) as blob:
         for at in range(0, len(data), 60_000):
             await blob.write(data[at : at + 60_000])
         row = await blob.finish(1.0)
@@ -38,75 +38,75 @@ async def kept(vault: Vault, data: bytes, name: str = NAME, *, most: int = ROOMY
     return row
 
 
-async def test_what_is_put_away_is_had_again(place: tuple[Path, Vault]) -> None:
+async def test_what_is_put_away_is_had_again(place: tuple[Path, Shelf]) -> None:
     """Every byte, under its own name alone, readable by nobody else; removed, nothing is left."""
-    folder, vault = place
+    folder, shelf = place
     data = os.urandom(3 * PIECE + 17)
-    row = await kept(vault, data)
+    row = await kept(shelf, data)
     assert os.listdir(folder) == [NAME]
     assert (folder / NAME).stat().st_mode & 0o777 == 0o600
-    assert vault.used("ada") == len(data) == row.size
-    assert b"".join([piece async for piece in vault.reading(row)]) == data
-    await vault.remove(NAME)
-    assert (os.listdir(folder), vault.used("ada")) == ([], 0)
+    assert shelf.used("ada") == len(data) == row.size
+    assert b"".join([piece async for piece in shelf.reading(row)]) == data
+    await shelf.remove(NAME)
+    assert (os.listdir(folder), shelf.used("ada")) == ([], 0)
 
 
 @pytest.mark.parametrize("when", ["writing", "finished"])
-async def test_what_is_not_kept_is_removed(place: tuple[Path, Vault], when: str) -> None:
+async def test_what_is_not_kept_is_removed(place: tuple[Path, Shelf], when: str) -> None:
     """Half a file never has a name of its own, and neither has a whole one that no record speaks of."""
-    folder, vault = place
+    folder, shelf = place
     with contextlib.suppress(ZeroDivisionError):
-        async with vault.writing("ada", NAME, ROOMY, ROOMY) as blob:
+        async with shelf.writing("ada", NAME, ROOMY, ROOMY) as blob:
             await blob.write(os.urandom(2 * PIECE))
             assert os.listdir(folder) == [NAME + PART]
             if when == "finished":
                 await blob.finish(1.0)
                 assert os.listdir(folder) == [NAME]
             raise ZeroDivisionError
-    assert (os.listdir(folder), vault.used("ada")) == ([], 0)
+    assert (os.listdir(folder), shelf.used("ada")) == ([], 0)
 
 
-async def test_a_writer_that_is_cancelled_leaves_nothing(place: tuple[Path, Vault]) -> None:
+async def test_a_writer_that_is_cancelled_leaves_nothing(place: tuple[Path, Shelf]) -> None:
     """Whenever it is broken off: no file, no descriptor, no count."""
-    folder, vault = place
+    folder, shelf = place
     before = len(os.listdir("/proc/self/fd"))
     for steps in range(12):
-        task = asyncio.create_task(kept(vault, os.urandom(4 * PIECE)))
+        task = asyncio.create_task(kept(shelf, os.urandom(4 * PIECE)))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await vault.do(lambda: None)
-        assert (os.listdir(folder), vault.used("ada")) == ([], 0)
+        await shelf.do(lambda: None)
+        assert (os.listdir(folder), shelf.used("ada")) == ([], 0)
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
-async def test_two_at_once_share_one_quota(place: tuple[Path, Vault]) -> None:
+async def test_two_at_once_share_one_quota(place: tuple[Path, Shelf]) -> None:
     """What is being written counts: both together cannot have what one may."""
-    folder, vault = place
-    both = [kept(vault, bytes(3 * PIECE), NAME[:-1] + end, quota=4 * PIECE) for end in "bc"]
+    folder, shelf = place
+    both = [kept(shelf, bytes(3 * PIECE), NAME[:-1] + end, quota=4 * PIECE) for end in "bc"]
     answers = await asyncio.gather(*both, return_exceptions=True)
     assert len([answer for answer in answers if isinstance(answer, OverQuota)]) >= 1
-    assert vault.used("ada") == sum(file.stat().st_size for file in folder.iterdir()) <= 4 * PIECE
+    assert shelf.used("ada") == sum(file.stat().st_size for file in folder.iterdir()) <= 4 * PIECE
 
 
-async def test_more_than_allowed_is_refused(place: tuple[Path, Vault]) -> None:
+async def test_more_than_allowed_is_refused(place: tuple[Path, Shelf]) -> None:
     """One byte past what a sandbox can hold."""
-    folder, vault = place
-    await kept(vault, bytes(1000), most=1000)
+    folder, shelf = place
+    await kept(shelf, bytes(1000), most=1000)
     with pytest.raises(TooLarge):
-        await kept(vault, bytes(1001), NAME[:-1] + "b", most=1000)
+        await kept(shelf, bytes(1001), NAME[:-1] + "b", most=1000)
     assert os.listdir(folder) == [NAME]
 
 
-async def test_what_no_record_knows_is_swept(place: tuple[Path, Vault]) -> None:
+async def test_what_no_record_knows_is_swept(place: tuple[Path, Shelf]) -> None:
     """At the start: parts, strangers' files; and records without their file are named."""
-    folder, vault = place
-    row = await kept(vault, b"x")
+    folder, shelf = place
+    row = await kept(shelf, b"x")
     (folder / (NAME[:-1] + "b" + PART)).write_bytes(b"half")
     (folder / (NAME[:-1] + "c")).write_bytes(b"whole, and nobody's")
     missing = PauseRow(NAME[:-1] + "d", "ada", 1, b"", 1.0)
-    fresh = Vault(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), kept_free=0)
+    fresh = Shelf(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), kept_free=0)
     assert fresh.adopt([row, missing]) == [missing]
     assert (os.listdir(folder), fresh.used("ada")) == ([NAME], 1)
 
@@ -125,24 +125,24 @@ def small(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_is_a_fault_of_ours(small: Path, kept_free: int) -> None:
     """It is said as that, nothing is left of the attempt, and what was kept before is whole."""
     fd = os.open(small, os.O_RDONLY | os.O_DIRECTORY)
-    vault = Vault(fd, kept_free)
-    row = await kept(vault, b"first")
+    shelf = Shelf(fd, kept_free)
+    row = await kept(shelf, b"first")
     with pytest.raises(Overloaded) as fault:
-        await kept(vault, os.urandom(3 * PIECE), NAME[:-1] + "b")
+        await kept(shelf, os.urandom(3 * PIECE), NAME[:-1] + "b")
     assert fault.value.code == "paused_disk_full"
     assert os.listdir(small) == [NAME]
-    assert b"".join([piece async for piece in vault.reading(row)]) == b"first"
+    assert b"".join([piece async for piece in shelf.reading(row)]) == b"first"
     os.close(fd)
 
 
-async def test_a_directory_or_a_pipe_in_its_place_is_no_file(place: tuple[Path, Vault]) -> None:
+async def test_a_directory_or_a_pipe_in_its_place_is_no_file(place: tuple[Path, Shelf]) -> None:
     """Whatever stands where a file was kept is not opened in good faith."""
-    folder, vault = place
-    row = await kept(vault, b"x")
+    folder, shelf = place
+    row = await kept(shelf, b"x")
     for make in (os.mkdir, os.mkfifo):
         path = folder / NAME
         path.unlink() if path.is_file() else os.rmdir(path)
         make(path)
         with pytest.raises((PlatformFault, RingfenceError)):
             async with asyncio.timeout(5):
-                await anext(vault.reading(row))
+                await anext(shelf.reading(row))
