@@ -61,6 +61,7 @@ class TenantSettings(Settings, frozen=True):
     max_runs: Count = 1000
     max_requests: Count = 2000
     max_ttl_seconds: Positive = 86_400.0
+    max_paused_bytes: Annotated[int, msgspec.Meta(ge=0)] = 10 * 1024 * MIB  # of all its paused sandboxes' files
     limits: dict[str, int | float] = {}
     egress_gateway: str = ""  # by which all its sandboxes leave
 
@@ -209,6 +210,7 @@ class ServerSettings(Settings, frozen=True):
     stall_seconds: Positive = 30.0
     drain_seconds: Positive = 10.0
     keep_days: Positive = 30.0
+    keep_paused_days: Positive = 30.0
     keep_runs: Kept = 200_000
     keep_events: Kept = 100_000
     tenant: TenantSettings = TenantSettings()
@@ -241,6 +243,11 @@ class ServerSettings(Settings, frozen=True):
     def database(self) -> Path:
         """The store's file."""
         return self.state_dir / "api" / "ringfence.db"
+
+    @property
+    def paused(self) -> Path:
+        """Where paused sandboxes' files are kept."""
+        return self.state_dir / "paused"
 
     def of(self, tenant: str) -> TenantSettings:
         """A tenant's ceilings, its own or the default."""

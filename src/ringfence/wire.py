@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from ringfence import shapes
 from ringfence.domain.limits import Limits
-from ringfence.domain.process import How, Timings, Usage
+from ringfence.domain.process import Timings, Usage
 from ringfence.domain.sandbox import State
 
 DEFAULT_PORT: Final = 8642
@@ -22,63 +23,20 @@ ACCESS_HEADER: Final = "X-Ringfence-Access"
 ACCESS_PARAMETER: Final = "ringfence-access"
 NDJSON: Final = "application/x-ndjson"
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+# Part of this module's vocabulary, made where both kinds of struct are.
+Answer = shapes.Answer
+Data = shapes.Data
+ErrorAnswer = shapes.ErrorAnswer
+ErrorBody = shapes.ErrorBody
+Exit = shapes.Exit
+PtySize = shapes.PtySize
+Request = shapes.Request
+
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 User = Literal["user", "root"]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything a client sends."""
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of everything the server sends."""
-
-
-# --- shared pieces ---------------------------------------------------------------------------------------------------
-
-
-class Data(Request, frozen=True):
-    """Bytes that need not be text."""
-
-    base64: bytes
-
-
-class PtySize(Request, frozen=True):
-    """Columns and rows of a terminal."""
-
-    cols: Size
-    rows: Size
-
-
-class Exit(Answer, frozen=True):
-    """A program's fate."""
-
-    how: How
-    code: int | None = None
-    signal: int | None = None
-    reason: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """True only for a program that ended by itself with code 0."""
-        return self.how is How.EXITED and self.code == 0
-
-
-class ErrorBody(Answer, frozen=True):
-    """A refusal or a fault of ours: a stable code, the cause, and what to do about it."""
-
-    code: str
-    cause: str
-    remediation: str = ""
-
-
-class ErrorAnswer(Answer, frozen=True):
-    """The body of every 4xx and 5xx."""
-
-    error: ErrorBody
+OnTimeout = Literal["stop", "pause"]
 
 
 # --- one-shot runs ---------------------------------------------------------------------------------------------------
@@ -180,7 +138,9 @@ class Start(Request, frozen=True):
 class SandboxRequest(Request, frozen=True):
     """Create a sandbox that lives until its ttl, a stop, or its idle limit.
 
-    `start` runs from the beginning, and again after each reset.
+    `start` runs from the beginning, and again after each reset and each pause.
+    `on_timeout` "pause" keeps its files when its time is over; `wake` resumes it when it is used while paused. null:
+    what the template says, which says "stop" and false by default.
     """
 
     template: str = DEFAULT_TEMPLATE
@@ -192,6 +152,20 @@ class SandboxRequest(Request, frozen=True):
     start: Start | None = None
     egress_gateway: str = ""
     secrets: list[str] = []
+    on_timeout: OnTimeout | None = None
+    wake: bool | None = None
+
+
+class PauseRequest(Request, frozen=True):
+    """Pause a sandbox: its programs end and its files are kept. No runtime here can keep `memory`."""
+
+    memory: bool = False
+
+
+class ResumeRequest(Request, frozen=True):
+    """Resume a paused sandbox for `ttl_seconds`; without them, for as long as it was last given."""
+
+    ttl_seconds: Seconds | None = None
 
 
 class EgressRequest(Request, frozen=True):
@@ -204,6 +178,16 @@ class ExtendRequest(Request, frozen=True):
     """Expire `ttl_seconds` from now instead."""
 
     ttl_seconds: Seconds
+
+
+class Paused(Answer, frozen=True):
+    """What is kept of a paused sandbox: `bytes` of files until `expires_at`; its programs ended at `at`."""
+
+    at: float
+    bytes: int
+    expires_at: float
+    kept: Literal["files"] = "files"
+    reason: str = ""
 
 
 class Sandbox(Answer, frozen=True):
@@ -224,6 +208,10 @@ class Sandbox(Answer, frozen=True):
     egress: dict[str, Any] = {}
     egress_gateway: str = ""
     secrets: list[str] = []
+    ttl_seconds: float | None = None
+    on_timeout: OnTimeout = "stop"
+    wake: bool = False
+    paused: Paused | None = None
     exit: Exit | None = None
     error: ErrorBody | None = None
     usage: Usage | None = None

@@ -15,6 +15,7 @@ from ringfence.engine.feed import Feed
 from ringfence.engine.ledger import MOST_EARLY, Ledger
 from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.policy import Admission, Policy
+from ringfence.engine.turns import Turns
 from ringfence.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 @pytest.fixture
 def ledger(store: SqliteStore, tmp_path: Path) -> Ledger:
     """A ledger whose node is not connected."""
-    return Ledger(store, NodeClient(tmp_path / "none.sock"), Feed(store), Admission(Policy()))
+    return Ledger(store, NodeClient(tmp_path / "none.sock"), Feed(store), Admission(Policy()), Turns())
 
 
 def sandbox() -> wire.Sandbox:

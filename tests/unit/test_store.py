@@ -15,7 +15,7 @@ from ringfence import wire
 from ringfence.domain.errors import BadRequest, PlatformFault
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
-from ringfence.store.base import Answered, Claim, Filter, NewEvent, digest_of
+from ringfence.store.base import Answered, Claim, Filter, NewEvent, PauseRow, PortRow, digest_of
 from ringfence.store.sqlite import MOST_ANSWERS, KeyRing, SqliteStore
 
 pytestmark = pytest.mark.anyio
@@ -257,3 +257,87 @@ def test_a_store_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     link.symlink_to(tmp_path)
     with pytest.raises(PlatformFault, match="regular"):
         SqliteStore(link)
+
+
+# --- paused sandboxes ---
+
+
+def kept(row: wire.Sandbox, tenant: str = "ada") -> PauseRow:
+    """What is kept of it."""
+    return PauseRow(row.id, tenant, 5, b"digest", 10.0)
+
+
+async def test_a_paused_row_leaves_only_by_its_own_doors(store: SqliteStore) -> None:
+    """A late word of the node's changes nothing; resuming and ending do, once, and take what was kept along."""
+    row = sandbox()
+    store.sandbox_created("ada", row)
+    paused = msgspec.structs.replace(row, state=State.PAUSED)
+    assert await store.sandbox_paused(paused, kept(row))
+    assert not await store.sandbox_paused(paused, kept(row))
+    store.sandbox_changed("ada", msgspec.structs.replace(row, state=State.FAILED))
+    store.port_saved(PortRow("ada", row.id, 80, b"{}"))
+    await store.flush()
+    assert [one.id for one in store.sandboxes("ada", Filter(state="paused"))] == [row.id]
+    assert (store.live_sandboxes(), store.pauses()) == ([], [kept(row)])
+    assert [port.port for port in store.ports()] == [80]
+    assert not await store.sandbox_unpaused("bob", row)
+    assert await store.sandbox_unpaused("ada", row)
+    assert not await store.sandbox_unpaused("ada", row)
+    assert (store.pauses(), len(store.live_sandboxes())) == ([], 1)
+
+
+async def test_what_has_ended_cannot_be_paused(store: SqliteStore) -> None:
+    """The end came first: nothing is kept."""
+    row = sandbox()
+    store.sandbox_created("ada", row)
+    store.sandbox_changed("ada", msgspec.structs.replace(row, state=State.STOPPED))
+    assert not await store.sandbox_paused(msgspec.structs.replace(row, state=State.PAUSED), kept(row))
+    assert store.pauses() == []
+
+
+async def test_a_store_of_the_first_version_is_carried_over(tmp_path: Path) -> None:
+    """Its rows, labels and ports are there, and its sandboxes can be paused; a later version is refused."""
+    path, row = tmp_path / "ringfence.db", sandbox()
+    made = SqliteStore(path)
+    made.start()
+    made.sandbox_created("ada", msgspec.structs.replace(row, labels={"a": "b"}))
+    made.port_saved(PortRow("ada", row.id, 80, b"{}"))
+    await made.flush()
+    made.close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    old = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'sandboxes'").fetchone()[0]
+    rows = connection.execute("SELECT * FROM sandboxes").fetchall()
+    for statement in ("DROP TABLE pauses", "DROP TABLE sandboxes", old.replace("'paused', ", "")):
+        connection.execute(statement)
+    connection.executemany("INSERT INTO sandboxes VALUES (?, ?, ?, ?, ?)", rows)
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    again = SqliteStore(path)
+    again.start()
+    assert [one.id for one in again.sandboxes("ada", Filter(labels=(("a", "b"),)))] == [row.id]
+    assert [port.port for port in again.ports()] == [80]
+    assert await again.sandbox_paused(msgspec.structs.replace(row, state=State.PAUSED), kept(row))
+    again.close()
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    with pytest.raises(PlatformFault):
+        SqliteStore(path)
+
+
+async def test_a_tenant_without_a_key_is_known_as_that(store: SqliteStore, tmp_path: Path) -> None:
+    """From its last key's revocation or expiry on; a key without an end keeps it."""
+    ring = KeyRing(tmp_path / "ringfence.db")
+    assert store.keyless_since("ada") is None
+    _, first = ring.add("ada")
+    assert store.keyless_since("ada") is None
+    ring.revoke(first.id)
+    since = store.keyless_since("ada")
+    assert since is not None
+    assert since <= time.time()
+    ring.add("ada", expires_at=since + 500)
+    assert store.keyless_since("ada") == since + 500
+    ring.add("ada")
+    assert store.keyless_since("ada") is None
+    assert store.keyless_since("bob") is None
+    ring.close()

@@ -37,6 +37,7 @@ from ringfence.edge.server import Edge, Pairs
 from ringfence.edge.tls import quiet, read_pair
 from ringfence.engine.engine import Engine
 from ringfence.engine.policy import Ceiling, Policy
+from ringfence.engine.shelf import Shelf
 from ringfence.network.opener.authority import make_authority
 from ringfence.store.sqlite import SqliteStore
 from ringfence.store.vault import Vault
@@ -96,6 +97,7 @@ def _ceiling(tenant: TenantSettings) -> Ceiling:
         max_runs=tenant.max_runs,
         max_requests=tenant.max_requests,
         max_ttl_seconds=tenant.max_ttl_seconds,
+        max_paused_bytes=tenant.max_paused_bytes,
         most=tenant.most(),
         egress_gateway=tenant.egress_gateway,
     )
@@ -111,6 +113,7 @@ def policy_of(settings: ServerSettings) -> Policy:
         wait_seconds=settings.wait_seconds,
         collected_bytes=settings.collected_bytes,
         keep_seconds=settings.keep_days * 86_400,
+        keep_paused_seconds=settings.keep_paused_days * 86_400,
         keep_runs=settings.keep_runs,
         keep_events=settings.keep_events,
         floor=settings.egress.floor(),
@@ -184,13 +187,15 @@ def run(options: Options) -> None:
     privileges.own(settings.database.parent, uid, gid)
     privileges.widen_files()
     import_lazy()
+    privileges.own(settings.paused, uid, gid)
+    shelf = Shelf(os.open(settings.paused, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
     store, sealer = SqliteStore(settings.database), Sealer(settings.database.with_name("secrets.key"))
     roots = settings.egress.roots()
     privileges.own(settings.database.parent, uid, gid)  # the files that opening made
     # The node's socket is reached from here by its bare name: the way to it may be closed to an ordinary user.
     settings.node_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.chdir(settings.node_socket.parent)
-    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings), sealer=sealer, roots=roots)
+    engine = Engine(Path(settings.node_socket.name), store, policy_of(settings), shelf, sealer=sealer, roots=roots)
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,

@@ -74,12 +74,27 @@ async def reset_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
     return await engine_of(request).sandboxes.reset(tenant_of(request), sandbox_id)
 
 
+@post("/v1/sandboxes/{sandbox_id:str}/pause", opt=KEY, status_code=200, tags=["sandboxes"])
+async def pause_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.PauseRequest]) -> wire.Sandbox:
+    """Keep a sandbox's files (home, /tmp, /var/tmp) and end everything else of it; answered when they are on disk."""
+    return await engine_of(request).pauses.pause(
+        tenant_of(request), sandbox_id, memory=data is not None and data.memory
+    )
+
+
+@post("/v1/sandboxes/{sandbox_id:str}/resume", opt=KEY, status_code=200, tags=["sandboxes"])
+async def resume_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.ResumeRequest]) -> wire.Sandbox:
+    """A paused sandbox again, with its files; its time to live starts anew."""
+    return await engine_of(request).pauses.resume(tenant_of(request), sandbox_id, data.ttl_seconds)
+
+
 @delete("/v1/sandboxes/{sandbox_id:str}", opt=KEY, status_code=200, tags=["sandboxes"])
 async def stop_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
-    """Stop a sandbox; answered when nothing of it is left. One that ended already is shown as it ended."""
+    """Stop a sandbox, paused ones too; answered when nothing of it is left. One that ended is shown as it ended."""
     return await engine_of(request).sandboxes.stop(tenant_of(request), sandbox_id)
 
 
 ROUTES: Final[list[Any]] = [
-    create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, put_egress, reset_sandbox, stop_sandbox,
+    create_sandbox, get_sandbox, list_sandboxes, extend_sandbox, put_egress, reset_sandbox, pause_sandbox,
+    resume_sandbox, stop_sandbox,
 ]  # fmt: skip

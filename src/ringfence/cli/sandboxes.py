@@ -1,4 +1,4 @@
-"""`ringfence sandbox`: create, list, get, exec, extend, stop, logs; the terminal and copies are beside this file."""
+"""`ringfence sandbox`: create, list, get, exec, extend, stop, logs; the rest is beside this file."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ringfence.cli.options import (
     template_option,
 )
 from ringfence.cli.output import ProgramOutput, Screen, moment, size, span
+from ringfence.cli.pausing import pause, resume
 from ringfence.cli.publishing import ports, publish, unpublish
 from ringfence.cli.shell import shell
 from ringfence.cli.tunnels import tunnel
@@ -55,6 +56,8 @@ def sandbox() -> None:
 sandbox.add_command(cp)
 sandbox.add_command(shell)
 sandbox.add_command(tunnel)
+sandbox.add_command(pause)
+sandbox.add_command(resume)
 sandbox.add_command(publish)
 sandbox.add_command(unpublish)
 sandbox.add_command(ports)
@@ -75,12 +78,14 @@ sandbox.add_command(ports)
 @click.option("--start", metavar="COMMAND", help="Run this from the beginning, and again after each reset.")
 @gateway_option
 @secret_option
+@click.option("--on-timeout", type=click.Choice(["stop", "pause"]), help="What becomes of it when its time is over.")
+@click.option("--wake/--no-wake", default=None, help="Resume it when it is used while it is paused.")
 @server_options
 def create(shared: Shared, template: str | None, ttl: float, isolation: str | None, **rest: Any) -> None:
     """Create a sandbox and print its id."""
     reach = egress(rest["egress_"])
     words = said(limits=limits(rest["limits_"]), egress=reach, secrets=rest["secrets"], start=rest["start"])
-    words |= said(egress_gateway=rest["egress_gateway"])
+    words |= said(egress_gateway=rest["egress_gateway"], on_timeout=rest["on_timeout"], wake=rest["wake"])
     options = said(template=template, isolation=isolation, **words)
     with shared.client() as client:
         made = Sandbox.create(client=client, ttl=ttl, labels=pairs(rest["labels"], "--label"), **options)
@@ -92,7 +97,7 @@ def create(shared: Shared, template: str | None, ttl: float, isolation: str | No
 
 @sandbox.command(name="list")
 @label_option
-@click.option("--state", type=click.Choice(["starting", "running", "stopping", "stopped", "failed"]))
+@click.option("--state", type=click.Choice(["starting", "running", "paused", "stopping", "stopped", "failed"]))
 @click.option("--all", "all_", is_flag=True, help="Also those that have ended.")
 @server_options
 def list_(shared: Shared, labels: tuple[str, ...], state: str | None, all_: bool) -> None:
@@ -139,6 +144,11 @@ def _facts(info: wire.Sandbox) -> list[tuple[str, str]]:
         rows.append(("processes", str(limits_.processes)))
         rows.append(("scratch", size(limits_.scratch_bytes)))
         rows.append(("wall time", span(limits_.wall_seconds)))
+    if info.paused is not None:
+        kept = f"{size(info.paused.bytes)} of files until {moment(info.paused.expires_at)}"
+        rows.append(("paused", f"{moment(info.paused.at)}, {info.paused.reason}; keeps {kept}"))
+    if info.on_timeout != "stop" or info.wake:
+        rows.append(("on timeout", info.on_timeout + (", wakes when used" if info.wake else "")))
     if info.exit is not None:
         rows.append(("ended", f"{info.exit.how} {info.exit.reason}".strip()))
     return rows

@@ -237,6 +237,16 @@ def egress_gateways() -> Call:
     return _get("/egress/gateways")
 
 
+def pause(sandbox: str, *, memory: bool) -> Call:
+    """POST a pause; not repeated by itself, for the second would find it paused."""
+    return _post(sandbox_path(sandbox, "/pause"), wire.PauseRequest(memory=memory))
+
+
+def resume(sandbox: str, ttl_seconds: float | None) -> Call:
+    """POST a resumption; likewise."""
+    return _post(sandbox_path(sandbox, "/resume"), wire.ResumeRequest(ttl_seconds=ttl_seconds))
+
+
 def stop(sandbox: str) -> Call:
     """DELETE a sandbox."""
     return Call("DELETE", ROOT + sandbox_path(sandbox))

@@ -19,6 +19,7 @@ class State(enum.StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -26,7 +27,8 @@ class State(enum.StrEnum):
 
 FOLLOWS: Final[dict[State, frozenset[State]]] = {
     State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.FAILED}),
-    State.RUNNING: frozenset({State.STOPPING, State.STOPPED, State.FAILED}),
+    State.RUNNING: frozenset({State.PAUSED, State.STOPPING, State.STOPPED, State.FAILED}),
+    State.PAUSED: frozenset({State.RUNNING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED, State.FAILED}),
     State.STOPPED: frozenset(),
     State.FAILED: frozenset(),

@@ -19,6 +19,7 @@ MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 DEB: Final = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}")
 WHEEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(\[[A-Za-z0-9,._-]+\])?([=<>!~]=?[A-Za-z0-9.*+!,<>=~-]+)?")
 ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+ON_TIMEOUT: Final = ("stop", "pause")
 RUNTIMES: Final = ("auto", "jail", "container", "gvisor")
 # Only what could be a reference at all: its grammar is checked where images are fetched.
 REFERENCE: Final = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:/@\[\]-]{0,511}")
@@ -78,6 +79,8 @@ class Template:
         NOTHING  # of a sandbox whose request says nothing of it; judged again by the floor where it is used
     )
     egress_gateway: str = ""  # by which its sandboxes leave, whatever their policy; empty: as they ask, or directly
+    on_timeout: str = "stop"  # likewise: what becomes of one whose time is over
+    wake: bool = False  # likewise: whether using it while it is paused resumes it
 
 
 def _matching(pattern: re.Pattern[str], what: str, values: object) -> tuple[str, ...]:
@@ -172,6 +175,18 @@ def _runtime(value: object) -> str:
     return str(value)
 
 
+def _on_timeout(value: object) -> str:
+    if value not in ON_TIMEOUT:
+        raise BadRequest(f"template: on_timeout must be one of {', '.join(ON_TIMEOUT)}", code="bad_template")
+    return str(value)
+
+
+def _wake(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest("template: wake must be true or false", code="bad_template")
+    return value
+
+
 def template_from(table: dict[str, Any], floor: Floor = NO_FLOOR) -> Template:
     """Check a parsed template file. Raises BadRequest on any unknown field or bad value.
 
@@ -209,6 +224,8 @@ def template_from(table: dict[str, Any], floor: Floor = NO_FLOOR) -> Template:
         image=image,
         egress=policy_from(table.get("egress"), floor),
         egress_gateway=gateway_name(table.get("egress_gateway", ""), "template"),
+        on_timeout=_on_timeout(table.get("on_timeout", "stop")),
+        wake=_wake(table.get("wake", False)),
     )
 
 

@@ -19,6 +19,7 @@ from ringfence.guest import frames
 
 CONNECT_SECONDS: Final = 12.0  # the agent itself gives a listener with a full queue ten
 AGAIN_SECONDS: Final = 2.0  # a port that accepted once may be between two lives of its server for this long
+WAKE_SECONDS: Final = 10.0  # longer than most sandboxes take to be resumed; a browser is told to come again
 FAULT_SECONDS: Final = 2.0
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 0.25
@@ -101,6 +102,7 @@ def _as_gateway(error: RingfenceError) -> RingfenceError:
 
 async def reach(engine: Engine, route: Route, stack: AsyncExitStack) -> Upstream:
     """Connect, waiting for the port to accept. Raises NotListening, SlowUpstream, or what the engine raises."""
+    await _awake(engine, route)
     wait = min(route.record.wait_seconds, AGAIN_SECONDS) if route.accepted else route.record.wait_seconds
     deadline = time.monotonic() + wait
     upstream = await _attempt(engine, route, stack)
@@ -118,6 +120,16 @@ async def reach(engine: Engine, route: Route, stack: AsyncExitStack) -> Upstream
         f"nothing listens on port {route.port} inside the sandbox; waited {wait:g} s",
         remediation=f"start a server there that listens on 127.0.0.1:{route.port} or 0.0.0.0:{route.port}",
     )
+
+
+async def _awake(engine: Engine, route: Route) -> None:
+    """Have a paused sandbox resumed that wants to be. Raises Overloaded, which asks to come again, when slow."""
+    if engine.turns.find(route.tenant, route.sandbox) is None:
+        return
+    try:
+        await engine.turns.reach(route.tenant, route.sandbox, WAKE_SECONDS)
+    except RingfenceError as error:
+        raise _as_gateway(error) from None
 
 
 async def _attempt(engine: Engine, route: Route, stack: AsyncExitStack) -> Upstream | None:

@@ -79,6 +79,10 @@ class NodeSandbox(Known, frozen=True):
     egress: dict[str, Any] = {}
     egress_gateway: str = ""
     secrets: list[str] = []
+    ttl_seconds: float | None = None
+    on_timeout: wire.OnTimeout = "stop"
+    wake: bool = False
+    expiring: bool = False  # its time is over, and it is kept for a moment to be paused
     exit: wire.Exit | None = None
     usage: Usage | None = None
 
@@ -100,6 +104,9 @@ class NodeSandbox(Known, frozen=True):
             egress=self.egress,
             egress_gateway=self.egress_gateway,
             secrets=self.secrets,
+            ttl_seconds=self.ttl_seconds,
+            on_timeout=self.on_timeout,
+            wake=self.wake,
             exit=self.exit,
             usage=self.usage,
             timings=timings,
@@ -111,6 +118,14 @@ class SandboxEnd(NodeAnswer, frozen=True):
 
     sandbox: NodeSandbox | None = None
     timings: Timings | None = None
+
+
+class PauseEnd(NodeAnswer, frozen=True):
+    """The end of pause; beside it the agent says whether all was sent."""
+
+    override: Override | None = None
+    described: NodeSandbox | None = None
+    begins: bytes = b""  # the agent's order for the program it begins with, as the api once made it
 
 
 class SandboxesEnd(NodeAnswer, frozen=True):
@@ -212,6 +227,7 @@ class GuestEnd(Known, frozen=True):
     entries: list[wire.Entry] = []
     truncated: bool = False
     size: int = 0
+    count: int = 0
 
 
 class GuestStarted(Known, frozen=True):

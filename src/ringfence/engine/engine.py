@@ -22,11 +22,14 @@ from ringfence.engine.files import Files
 from ringfence.engine.idempotency import Idempotency
 from ringfence.engine.ledger import RECONCILE_SECONDS, Ledger
 from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.pause import Pauses
 from ringfence.engine.policy import Admission, Policy
 from ringfence.engine.processes import Processes
 from ringfence.engine.runs import Runs
 from ringfence.engine.sandboxes import Sandboxes
 from ringfence.engine.secrets import Sealer, Secrets
+from ringfence.engine.shelf import Shelf
+from ringfence.engine.turns import Turns
 from ringfence.store.base import Store
 
 FOLLOW_AGAIN_SECONDS: Final = 0.1
@@ -37,20 +40,33 @@ class Engine:
     """Everything a handler may call. Made on a running loop; alive inside running()."""
 
     def __init__(
-        self, node_socket: Path, store: Store, policy: Policy, *, sealer: Sealer | None = None, roots: bytes = b""
+        self,
+        node_socket: Path,
+        store: Store,
+        policy: Policy,
+        shelf: Shelf | None = None,
+        *,
+        sealer: Sealer | None = None,
+        roots: bytes = b"",
     ) -> None:
-        """`sealer` keeps secrets; without one there are none. `roots`: see Secrets."""
+        """`shelf` keeps paused sandboxes' files, `sealer` secrets; without one there are none. `roots`: see Secrets."""
         self.store = store
         self.policy = policy
         self.node = NodeClient(node_socket, on_up=self._node_up)
         self.admission = Admission(policy)
         self.feed = Feed(store)
-        self.ledger = Ledger(store, self.node, self.feed, self.admission)
+        self.turns = Turns()
+        self.ledger = Ledger(store, self.node, self.feed, self.admission, self.turns)
         self.catalog = Catalog(self.node, policy)
         self.secrets = Secrets(store, self.node, policy.floor, sealer, roots)
         self.sandboxes = Sandboxes(
             self.node, store, ledger=self.ledger, catalog=self.catalog, admission=self.admission, policy=policy,
             secrets=self.secrets,
+            turns=self.turns,
+        )  # fmt: skip
+        self.pauses = Pauses(
+            self.sandboxes, store, ledger=self.ledger, feed=self.feed, admission=self.admission, turns=self.turns,
+            shelf=shelf, secrets=self.secrets,
         )  # fmt: skip
         self.files = Files(self.sandboxes)
         self.processes = Processes(self.sandboxes)
@@ -65,6 +81,7 @@ class Engine:
         """Account for what an earlier process left, then keep the node connected until left."""
         self.feed.start()
         self.ledger.abandon_runs()
+        await self.pauses.begin()
         tasks = [
             asyncio.create_task(self.node.run(), name="node"),
             asyncio.create_task(_every(RECONCILE_SECONDS, self._reconcile), name="reconcile"),
@@ -74,6 +91,7 @@ class Engine:
             yield self
         finally:
             await self.runs.settled()
+            await self.pauses.stop()
             self.feed.stop()
             if self._following is not None:
                 tasks.append(self._following)
@@ -106,6 +124,7 @@ class Engine:
     async def _tidy(self) -> None:
         before = time.time() - self.policy.keep_seconds
         await self.store.tidy(before, self.policy.keep_runs, self.policy.keep_events)
+        await self.pauses.tidy()
 
     async def status(self, tenant: str, version: str) -> wire.Status:
         """How things are, as this tenant may know it."""

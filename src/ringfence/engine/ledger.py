@@ -24,6 +24,7 @@ from ringfence.engine.feed import Feed
 from ringfence.engine.link import Reader
 from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.policy import RUN_LABEL, Admission
+from ringfence.engine.turns import Turns
 from ringfence.guest import frames
 from ringfence.store.base import NewEvent, Store
 
@@ -32,7 +33,7 @@ MOST_EARLY: Final = 1_000  # endings kept of sandboxes that have no row (yet): m
 LIST_SECONDS: Final = 10.0
 _log: Final = logging.getLogger(__name__)
 _ENDINGS: Final = frozenset({"sandbox.stopped", "sandbox.failed"})
-_OWN: Final = _ENDINGS | {"sandbox.created", "sandbox.expired"}
+_OWN: Final = _ENDINGS | {"sandbox.created", "sandbox.expired", "sandbox.pause_failed"}
 
 
 def body_of(error: RingfenceError) -> wire.ErrorBody:
@@ -56,18 +57,24 @@ def _nobody(_: str) -> None:
     return
 
 
+def _no_one(_: str, __: str) -> None:
+    return
+
+
 class Ledger:
     """Rows of this process, and their agreement with the node."""
 
-    def __init__(self, store: Store, node: NodeClient, feed: Feed, admission: Admission) -> None:
+    def __init__(self, store: Store, node: NodeClient, feed: Feed, admission: Admission, turns: Turns) -> None:
         self._store = store
         self._node = node
         self._feed = feed
         self._admission = admission
+        self._turns = turns
         self._active: set[str] = set()
         self._live: dict[str, tuple[str, wire.Sandbox]] = {}
         self._stopping: set[str] = set()
         self._early: dict[str, NodeEvent] = {}
+        self.on_expired: Callable[[str, str], None] = _no_one  # told of each whose time is over and who wants a pause
         self.on_gone: list[Callable[[str], None]] = []  # told of each sandbox that ended; called once or twice
         self.on_reset: Callable[[str], None] = _nobody  # told of each sandbox that was made anew, or could not be
 
@@ -139,6 +146,23 @@ class Ledger:
         """A tenant's sandboxes in no terminal state, as last heard of."""
         return [sandbox for owner, sandbox in self._live.values() if owner == tenant]
 
+    def sandbox_paused(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """Its row says so; the node's word on it counts no more."""
+        self._admission.left(tenant, sandbox.id)
+        self._live.pop(sandbox.id, None)
+        self.on_reset(sandbox.id)  # whatever serves its ports next has to start first
+
+    def sandbox_resumed(self, tenant: str, sandbox: wire.Sandbox) -> None:
+        """Its row says that it runs again; it may have died while that was written."""
+        self.sandbox_lives(tenant, sandbox)
+        early = self._early.pop(sandbox.id, None)
+        if early is not None:
+            self._seen(early)
+
+    def sandbox_coming_back(self, sandbox_id: str) -> None:
+        """What is heard of its end from here on is of its next life, not of the last."""
+        self._early.pop(sandbox_id, None)
+
     def sandbox_lost(self, tenant: str, sandbox: wire.Sandbox) -> None:
         """A sandbox the node does not know any more, unless its owner is just being told of its stop."""
         if sandbox.id in self._stopping:
@@ -175,7 +199,10 @@ class Ledger:
                 self.gone(sandbox_id)
         known = {row.id for _, row in rows}
         for sandbox in answer.sandboxes:
-            if RUN_LABEL in sandbox.labels:
+            if self._turns.held(sandbox.id):
+                if not self._turns.resuming(sandbox.id):  # its pausing was cut short, or its resuming was
+                    await self._end(sandbox, "it was paused")
+            elif RUN_LABEL in sandbox.labels:
                 await self._end_orphan(sandbox)
             else:
                 self._agree(sandbox, known=sandbox.id in known)
@@ -186,12 +213,16 @@ class Ledger:
                 self.sandbox_changed(sandbox.tenant, sandbox.public(ended_at=time.time()))
         else:
             self.sandbox_lives(sandbox.tenant, sandbox.public())
+            if sandbox.expiring:
+                self.on_expired(sandbox.tenant, sandbox.id)
 
     async def _end_orphan(self, sandbox: NodeSandbox) -> None:
         """Stop a one-shot run's sandbox whose run is not ours any more."""
-        if sandbox.labels[RUN_LABEL] in self._active:
-            return
-        header = {"verb": "stop", "tenant": sandbox.tenant, "sandbox": sandbox.id, "reason": "its run is gone"}
+        if sandbox.labels[RUN_LABEL] not in self._active:
+            await self._end(sandbox, "its run is gone")
+
+    async def _end(self, sandbox: NodeSandbox, reason: str) -> None:
+        header = {"verb": "stop", "tenant": sandbox.tenant, "sandbox": sandbox.id, "reason": reason}
         try:
             await self._node.ask(header, SandboxEnd)
         except RingfenceError as error:
@@ -218,6 +249,8 @@ class Ledger:
             self._keep_early(event)
             return  # a run's own sandbox: its run says what became of it
         self._feed.put(NewEvent(event.tenant, event.type, event.time, sandbox=event.sandbox, run=None, data=event.data))
+        if event.type == "sandbox.expired" and event.data.get("then") == "pause":
+            self.on_expired(event.tenant, event.sandbox)
         if mine is not None and event.type in _ENDINGS and event.sandbox not in self._stopping:
             self._ended(event, mine[1])
 

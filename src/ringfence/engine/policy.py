@@ -25,6 +25,7 @@ class Ceiling:
     max_runs: int = 1000
     max_requests: int = 2000
     max_ttl_seconds: float = 86_400.0
+    max_paused_bytes: int = 10 * 1024**3
     most: Limits | None = None
     egress_gateway: str = ""  # by which all its sandboxes leave
 
@@ -48,6 +49,7 @@ class Policy:
     wait_seconds: float = 10.0
     collected_bytes: int = 10 * 1024 * 1024
     keep_seconds: float = 30 * 86_400.0
+    keep_paused_seconds: float = 30 * 86_400.0
     keep_runs: int = 200_000
     keep_events: int = 100_000
     floor: Floor = DEFAULT_FLOOR  # below every egress policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.policy import RESERVED, RUN_LABEL, Admission, Policy
 from ringfence.engine.programs import finished, read
 from ringfence.engine.secrets import Secrets
+from ringfence.engine.turns import PAUSING, Turns, asleep
 from ringfence.store.base import Filter, Store
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -45,6 +46,7 @@ class Sandboxes:
         admission: Admission,
         policy: Policy,
         secrets: Secrets,
+        turns: Turns,
     ) -> None:
         self._secrets = secrets
         self.node = node
@@ -53,7 +55,9 @@ class Sandboxes:
         self._store = store
         self._ledger = ledger
         self._admission = admission
+        self._turns = turns
         self._oom_kills: dict[str, int] = {}
+        self.remove_paused: Callable[[str, str, str], Awaitable[wire.Sandbox]] = _no_pauses
 
     # --- making ---
 
@@ -72,19 +76,29 @@ class Sandboxes:
         if any(name.startswith(RESERVED) for name in labels):
             raise BadRequest(f"labels that start with {RESERVED!r} are reserved", code="bad_label")
 
+    def check_ttl(self, tenant: str, seconds: float) -> None:
+        """Refuse more time than the tenant may have at once. Raises BadRequest."""
+        most = self.policy.ceiling(tenant).max_ttl_seconds
+        if seconds > most:
+            raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+
     async def create(self, tenant: str, request: wire.SandboxRequest) -> wire.Sandbox:
         """A sandbox that lives for its ttl. Raises BadRequest, OverQuota or a platform fault; then there is none."""
         self.accepting()
         if request.labels:
             self.check_labels(request.labels)
-        most = self.policy.ceiling(tenant).max_ttl_seconds
-        if request.ttl_seconds > most:
-            raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+        self.check_ttl(tenant, request.ttl_seconds)
         start = checks.start(request.start)
         with self._admission.creating(tenant):
             limits = await self.catalog.resolve(tenant, request.template, request.isolation, request.limits)
             made, answer = await self.make(
-                tenant, request, limits, labels=request.labels, ttl=request.ttl_seconds, start=start
+                tenant,
+                request,
+                limits,
+                labels=request.labels,
+                ttl=request.ttl_seconds,
+                start=start,
+                wishes=_wishes(request),
             )
             sandbox = made.public(answer.timings)
             self._ledger.sandbox_made(tenant, sandbox)
@@ -99,6 +113,7 @@ class Sandboxes:
         labels: dict[str, str],
         ttl: float,
         start: bytes = b"",
+        wishes: dict[str, Any] | None = None,
     ) -> tuple[NodeSandbox, SandboxEnd]:
         """Have the node make one, and begin what it begins with; what it is for is the caller's to record."""
         kept = self._secrets.kept(tenant, request.secrets)
@@ -112,6 +127,7 @@ class Sandboxes:
             "isolation": request.isolation,
             "ttl_seconds": ttl,
             "wait_seconds": self.policy.wait_seconds,
+            **(wishes or {}),
             **self.policy.egress(request.egress),
             **self.policy.gateway(tenant, request.egress_gateway),
             **granted,
@@ -132,7 +148,7 @@ class Sandboxes:
         """As it is now; after its end, as it ended. Raises NotFound."""
         checks.identifier(sandbox_id, "s")
         row = await self._row(tenant, sandbox_id)
-        if row.state in {State.STOPPED, State.FAILED}:
+        if row.state in {State.STOPPED, State.FAILED, State.PAUSED}:
             return row
         try:
             answer = await self.node.call({"verb": "get", "tenant": tenant, "sandbox": sandbox_id}, SandboxEnd)
@@ -152,7 +168,7 @@ class Sandboxes:
         deadline = time.monotonic() + ENDING_SECONDS
         while True:
             row = await self._row(tenant, sandbox_id)
-            if row.state in {State.STOPPED, State.FAILED}:
+            if row.state in {State.STOPPED, State.FAILED, State.PAUSED}:
                 return row
             if time.monotonic() > deadline:
                 self._ledger.sandbox_lost(tenant, row)
@@ -169,9 +185,8 @@ class Sandboxes:
     async def extend(self, tenant: str, sandbox_id: str, ttl_seconds: float) -> wire.Sandbox:
         """Expire that many seconds from now instead. Raises NotFound, Conflict once it ended, BadRequest."""
         checks.identifier(sandbox_id, "s")
-        most = self.policy.ceiling(tenant).max_ttl_seconds
-        if ttl_seconds > most:
-            raise BadRequest(f"ttl_seconds is above {most:g}", code="bad_ttl", remediation="ask for less, then extend")
+        self.check_ttl(tenant, ttl_seconds)
+        await self._turns.reach(tenant, sandbox_id)
         header = {"verb": "extend", "tenant": tenant, "sandbox": sandbox_id, "ttl_seconds": ttl_seconds}
         return await self._changed(tenant, sandbox_id, header)
 
@@ -179,6 +194,7 @@ class Sandboxes:
         """Replace what it may reach, from when this returns. Raises NotFound, Conflict once it ended, BadRequest."""
         checks.identifier(sandbox_id, "s")
         words = self.policy.egress("none" if egress is None else egress)
+        await self._turns.reach(tenant, sandbox_id)
         header = {"verb": "allow", "tenant": tenant, "sandbox": sandbox_id, **words}
         return await self._changed(tenant, sandbox_id, header)
 
@@ -190,6 +206,7 @@ class Sandboxes:
         """
         checks.identifier(sandbox_id, "s")
         self.accepting()
+        await self._turns.reach(tenant, sandbox_id)
         header = {"verb": "reset", "tenant": tenant, "sandbox": sandbox_id}
         try:
             return await self._changed(tenant, sandbox_id, header)
@@ -200,6 +217,13 @@ class Sandboxes:
     async def stop(self, tenant: str, sandbox_id: str, reason: str = "stopped by its owner") -> wire.Sandbox:
         """End it; returns when nothing of it is left. One that ended already is returned as it ended."""
         checks.identifier(sandbox_id, "s")
+        while (held := self._turns.find(tenant, sandbox_id)) is not None:
+            if held.turn is None:
+                with contextlib.suppress(Conflict):  # another turn was quicker: see what it made of it
+                    return await self.remove_paused(tenant, sandbox_id, reason)
+            elif held.doing == PAUSING:
+                await self.discard(tenant, sandbox_id, reason)  # which breaks its pausing off, unless that is done
+            await self._turns.over(sandbox_id)
         header = {"verb": "stop", "tenant": tenant, "sandbox": sandbox_id, "reason": reason}
         try:
             with self._ledger.stopping(sandbox_id):
@@ -234,6 +258,8 @@ class Sandboxes:
             row = await self._ended_row(tenant, sandbox_id)
         except NotFound as missing:
             return missing
+        if row.state is State.PAUSED:
+            return asleep()
         why = row.exit.reason or row.exit.how.value if row.exit else row.error.cause if row.error else row.state.value
         return Conflict(f"the sandbox has ended: {why}", code="sandbox_ended", remediation="create a new sandbox")
 
@@ -241,13 +267,20 @@ class Sandboxes:
         self, tenant: str, sandbox_id: str, stream: NodeStream, words: dict[str, Any], *,
         program: bool = False, kernel: bool = False,
     ) -> None:  # fmt: skip
-        """Open a guest stream; its `ended` tells whether the node had such a sandbox.
+        """Open a guest stream; its `ended` tells whether the node had such a sandbox. A paused one may wake for it.
 
         A program's output is capped as a whole; a kernel is a program whose output its reader caps, cell by cell.
         """
         checks.identifier(sandbox_id, "s")
-        await self.node.wait_up()
+        await self._turns.reach(tenant, sandbox_id)
         kind = "kernel" if kernel else "program" if program else "plain"
+        await self.open_now(tenant, sandbox_id, stream, words, kind)
+
+    async def open_now(
+        self, tenant: str, sandbox_id: str, stream: NodeStream, words: dict[str, Any], kind: str = "plain"
+    ) -> None:
+        """As open(), whatever is being done to it: for the one who does it."""
+        await self.node.wait_up()
         header = {"verb": "open", "tenant": tenant, "sandbox": sandbox_id, "kind": kind}
         self.node.open(stream, header, _encode(words))
 
@@ -257,6 +290,13 @@ class Sandboxes:
         await self.open(tenant, sandbox_id, stream, words)
         async with answering():
             return await self.answered(tenant, sandbox_id, stream, stdin)
+
+    async def ask_now(self, tenant: str, sandbox_id: str, words: dict[str, Any]) -> GuestEnd:
+        """As ask(), whatever is being done to it: for the one who does it."""
+        stream = Collector(0)
+        await self.open_now(tenant, sandbox_id, stream, words)
+        async with answering():
+            return await self.answered(tenant, sandbox_id, stream)
 
     async def answered(self, tenant: str, sandbox_id: str, stream: NodeStream, stdin: bytes | None = None) -> GuestEnd:
         """Feed an open stream, wait for its end, and return the agent's last words."""
@@ -277,6 +317,20 @@ class Sandboxes:
             self._oom_kills[sandbox_id] = count
             while len(self._oom_kills) > 10_000:
                 del self._oom_kills[next(iter(self._oom_kills))]
+
+    def forget_oom_kills(self, sandbox_id: str) -> None:
+        """It counts anew: it is in another group."""
+        self._oom_kills.pop(sandbox_id, None)
+
+
+def _wishes(request: wire.SandboxRequest) -> dict[str, Any]:
+    """What is said of the end of its time; the template speaks for what is not."""
+    said = {"on_timeout": request.on_timeout, "wake": request.wake}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+async def _no_pauses(_tenant: str, sandbox_id: str, _reason: str) -> wire.Sandbox:
+    raise checks.missing(sandbox_id, "s")
 
 
 @asynccontextmanager

@@ -80,6 +80,10 @@ BY_CODE: Final[dict[str, Words]] = {
         "Try again in a moment, ask for less at once, or have the operator raise the pool of this template.",
     ),
     "over_quota": Words("The tenant's own maximum was reached.", "Wait for some to end, or ask the operator for more."),
+    "pause_lost": Words(
+        "It was paused, and what was kept of it is gone from the server's disk.",
+        "Create a new sandbox. The operator should look at what removes files from the state directory.",
+    ),
     "store_unavailable": Words(
         "The server could not record new work, so it refused it.", "The operator must free the server's disk."
     ),
@@ -185,6 +189,11 @@ def of_run(run: wire.Run, limits: Limits | None, events: list[wire.Event]) -> wi
 def of_sandbox(sandbox: wire.Sandbox, events: list[wire.Event]) -> wire.Why:
     """A sandbox explained."""
     words = Words(f"It is {sandbox.state.value}.", "")
+    if sandbox.paused is not None:
+        words = Words(
+            f"It is paused, {sandbox.paused.reason}: its files are kept, its programs ended.",
+            "Resume it, or stop it to give its space back; it is stopped by itself when it was paused for too long.",
+        )
     if sandbox.exit is not None:
         words = BY_HOW[sandbox.exit.how]
         if sandbox.exit.how is How.TIMED_OUT and "live" in sandbox.exit.reason:

@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from ringfence.guest import acting, files, frames, processes, reseed, runner, sudo, tunnel, watch
+from ringfence.guest import acting, files, frames, parcel, processes, reseed, runner, sudo, tunnel, watch
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk, cwd_of, env_of, order_of
@@ -106,6 +106,7 @@ class Agent:
         self.watch_children()
         os.chdir(HOME)
         self.programs: dict[int, processes.Process] = {}
+        self.helpers: dict[int, Callable[[], None]] = {}  # children that are no programs, and whom their end concerns
         self.spare: Spare | None = None
         self.runs = 0
         self.base = HOME  # where programs start when nothing else is said
@@ -259,6 +260,21 @@ class Agent:
         self.extra |= env_of(request)
         stream.end({})
 
+    def op_pack(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Everything a pause keeps, to the asker."""
+        parcel.op_pack(self._yard(), stream, request)
+
+    def op_measure(self, stream: Stream, _: dict[str, Any]) -> None:
+        """How much that is, at most."""
+        parcel.op_measure(stream)
+
+    def op_unpack(self, stream: Stream, request: dict[str, Any]) -> None:
+        """And back."""
+        parcel.op_unpack(self._yard(), stream, request)
+
+    def _yard(self) -> parcel.Yard:
+        return parcel.Yard(self.loop, self.reap, self.helpers, self.plan.root, self.tid_address)
+
     def op_ping(self, stream: Stream, _: dict[str, Any]) -> None:
         """Say that there is somebody here."""
         stream.end({})
@@ -379,6 +395,9 @@ class Agent:
             if not pid:
                 return
             program = self.programs.get(pid)
+            helped = self.helpers.pop(pid, None)
+            if helped is not None:
+                helped()
             if self.spare is not None and pid == self.spare.pid:
                 self.spare.discard()
                 self.spare = None
@@ -432,8 +451,11 @@ OWN_OPS: Final[dict[str, Callable[[Agent, Stream, dict[str, Any]], None]]] = {
     "signal": Agent.op_signal,
     "resize": Agent.op_resize,
     "input": Agent.op_input,
+    "measure": Agent.op_measure,
     "notice": Agent.op_notice,
     "furnish": Agent.op_furnish,
+    "pack": Agent.op_pack,
+    "unpack": Agent.op_unpack,
     "ping": Agent.op_ping,
 }
 GUEST_OPS: Final = {**files.OPS, **watch.OPS, **tunnel.OPS}

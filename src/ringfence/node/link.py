@@ -123,3 +123,13 @@ class GuestLink(asyncio.Protocol):
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > MAX_UNREAD:
             self._end("broken protocol: credit was granted and nothing is read")
+
+
+class Nobody:
+    """The sink of a stream whose answer concerns no one."""
+
+    def on_frame(self, type_: int, payload: bytes) -> None:
+        """Nobody asked."""
+
+    def on_lost(self) -> None:
+        """Nobody minds."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ringfence.domain.egress import NOTHING, Policy, policy_to
-from ringfence.domain.errors import NotFound
+from ringfence.domain.errors import Conflict, NotFound
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State
@@ -37,6 +37,11 @@ class Live:
     egress: Policy = NOTHING  # what it may reach now
     trust: Trust | None = None  # its secrets
     furnishing: bytes = b""  # what its agent is told before anything runs in it
+    ttl: float = 0.0  # seconds it was last given to live
+    on_timeout: str = "stop"  # what becomes of it when its time is over
+    wake: bool = False  # whether using it while it is paused resumes it: its owner's wish, kept for the api
+    expiring: float = 0.0  # its time is over and the api was asked to pause it: within this moment
+    held: object | None = None  # which connection is pausing it: nothing else comes to it meanwhile
     spent: bool = False  # a lone run's sandbox has had its one order
     begins: bytes = b""  # the agent's words for the program it begins with, unread here
 
@@ -55,12 +60,12 @@ class Live:
         """Its id, which every kernel object of it carries."""
         return self.spec.id
 
-    def claim(self, labels: dict[str, str], limits: Limits, ttl: float) -> None:
+    def claim(self, labels: dict[str, str], limits: Limits, ttl: float, created_at: float | None = None) -> None:
         """It becomes its tenant's, for good: it is never handed to another or put back."""
         self.state = State.RUNNING
         self.labels = labels
         self.limits = limits
-        self.created_at = time.time()
+        self.created_at = time.time() if created_at is None else created_at
         self.live_for(ttl)
         self.touch()
 
@@ -69,9 +74,11 @@ class Live:
         self.claim(old.labels, old.limits, 0.0)
         self.created_at, self.expires_at, self.deadline = old.created_at, old.expires_at, old.deadline
         self.begins, self.furnishing = old.begins, old.furnishing
+        self.ttl, self.expiring, self.on_timeout, self.wake = old.ttl, old.expiring, old.on_timeout, old.wake
 
     def live_for(self, seconds: float) -> None:
         """A new end, counted from now; kept on a clock that nobody can set."""
+        self.ttl, self.expiring = seconds, 0.0
         self.deadline = time.monotonic() + seconds
         self.expires_at = time.time() + seconds
 
@@ -97,6 +104,10 @@ class Live:
             "secrets": [held.name for held in self.trust.held] if self.trust is not None else [],
             "created_at": self.created_at,
             "expires_at": self.expires_at,
+            "ttl_seconds": self.ttl,
+            "on_timeout": self.on_timeout,
+            "wake": self.wake,
+            "expiring": self.expiring > 0,
             "layers": list(self.started.layers),
             "limits_by": self.limits_by,
             "idle_seconds": max(0.0, time.monotonic() - self.last_active),
@@ -118,11 +129,13 @@ class Table:
         if self._rows.get(live.id) is live:
             del self._rows[live.id]
 
-    def get(self, tenant: str, sandbox_id: str) -> Live:
-        """The tenant's own live sandbox. Raises NotFound."""
+    def get(self, tenant: str, sandbox_id: str, *, held: bool = False) -> Live:
+        """The tenant's own live sandbox. Raises NotFound, and Conflict for one being paused unless `held`."""
         live = self._rows.get(sandbox_id)
         if live is None or live.spec.tenant != tenant or live.state is not State.RUNNING:
             raise NotFound("no such sandbox", code="sandbox_not_found")
+        if live.held is not None and not held:
+            raise Conflict("the sandbox is being paused", code="sandbox_paused", remediation="resume it first")
         return live
 
     def find(self, sandbox_id: str) -> Live | None:

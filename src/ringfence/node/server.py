@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from ringfence.guest import frames
 from ringfence.node.beginning import begin
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
+from ringfence.node.pausing import awake, hold, left, let_go, restored
 from ringfence.node.relay import Relay, after
 from ringfence.node.resets import reset, settled
 from ringfence.node.supervisor import MAX_TTL, Supervisor
@@ -64,6 +66,7 @@ class Call:
         self.relay: Relay | None = None
         self.task: asyncio.Task[None] | None = None
         self.early: list[tuple[int, bytes]] = []  # frames that came before the guest stream was open
+        self.holder: object = connection
         self.unsubscribe: Callable[[], None] | None = None
         self.one_shot = False
         self.quiet = False  # whoever asked takes the answer in one piece: that it started is no news
@@ -125,12 +128,13 @@ class Verbs:
     """What the node does on the api's word: one method a verb."""
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self._node = supervisor
+        self.node = self._node = supervisor
         self._known: dict[tuple[Any, ...], Limits] = {}
         self.table: dict[str, Callable[[Call, dict[str, Any], bytes], Awaitable[None]]] = {
             name: getattr(self, f"verb_{name}")
             for name in (
                 "run", "create", "open", "get", "list", "extend", "allow", "secret", "reset", "stop",
+                "pause", "unpause", "restore", "wake",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -189,13 +193,13 @@ class Verbs:
         ended = await relay.ended
         call.end(self._node.account(relay, ended, {}, time.monotonic()), ended.answer or b"")
 
-    async def _find(self, ask: dict[str, Any]) -> Live:
+    async def _find(self, ask: dict[str, Any], *, held: bool = False) -> Live:
         await settled(self._node, ask["tenant"], ask["sandbox"])
-        return self._node.table.get(ask["tenant"], ask["sandbox"])
+        return self._node.table.get(ask["tenant"], ask["sandbox"], held=held)
 
     async def verb_get(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """One sandbox."""
-        live = await self._find(ask)
+        live = await self._find(ask, held=True)
         call.end({"sandbox": {**live.describe(), "usage": self._node.usage(live)}})
 
     async def verb_list(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
@@ -227,11 +231,41 @@ class Verbs:
 
     async def verb_stop(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """End a sandbox; answered when nothing of it is left."""
-        live = await self._find(ask)
+        live = await self._find(ask, held=True)
         usage = self._node.usage(live)
         reason = str(ask.get("reason") or "stopped by its owner")[:500]
         await self._node.stop(live, How.STOPPED, reason)
         call.end({"sandbox": {**live.describe(), "usage": usage, "exit": {"how": "stopped", "reason": reason}}})
+
+    async def verb_pause(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
+        """A stream into a sandbox that nobody else comes to from now on: until it is stopped, or let go on."""
+        live = await self._find(ask)
+        relay = hold(self._node, live, call.holder, guest, call, expired=ask.get("expired") is True)
+        call.attach(relay)
+        ended = await relay.ended
+        header = self._node.account(relay, ended, {}, time.monotonic())
+        begins = base64.b64encode(live.begins).decode()
+        call.end({**header, "described": live.describe(), "begins": begins}, ended.answer or b"")
+
+    async def verb_unpause(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Nothing came of its pausing: it goes on, without the programs it had."""
+        live = await self._find(ask, held=True)
+        if live.held is call.holder:
+            let_go(self._node, live, str(ask.get("reason") or "")[:500])
+        call.end({"sandbox": live.describe()})
+
+    async def verb_restore(self, call: Call, ask: dict[str, Any], guest: bytes) -> None:
+        """A sandbox that was paused, to be given its files. `guest` is what it begins with, once it has them."""
+        limits, ttl = self._limits(ask["limits"]), min(float(ask["ttl_seconds"]), MAX_TTL)
+        live, timings = await restored(self._node, ask, limits, ttl, guest)
+        live.furnishing = _furnishing(ask)
+        call.end({"sandbox": live.describe(), "timings": timings})
+
+    async def verb_wake(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """It has its files."""
+        live = await self._find(ask)
+        await awake(self._node, live, min(float(ask["ttl_seconds"]), MAX_TTL))
+        call.end({"sandbox": live.describe()})
 
     async def verb_templates(self, call: Call, _: dict[str, Any], __: bytes) -> None:
         """Every built template."""
@@ -285,6 +319,7 @@ class Connection(asyncio.Protocol):
         for call in list(self._calls.values()):
             call.cancel()
         self._calls.clear()
+        left(self._verbs.node, self)
         self.resume_writing()
 
     def data_received(self, data: bytes) -> None:

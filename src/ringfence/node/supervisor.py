@@ -17,17 +17,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from
-from ringfence.domain.errors import BadRequest, NotFound, OverQuota, PlatformFault, RingfenceError, SandboxLost
+from ringfence.domain.errors import (
+    BadRequest,
+    NotFound,
+    OverQuota,
+    PlatformFault,
+    RingfenceError,
+    SandboxLost,
+)
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
 from ringfence.domain.secrets import Trust, trust_from, with_hosts
-from ringfence.domain.template import NAME, Template, ZygoteMode
+from ringfence.domain.template import NAME, ZygoteMode
 from ringfence.guest import frames
+from ringfence.node.described import runtime_row, template_row, usage_row
 from ringfence.node.direct import Direct
 from ringfence.node.egress import check_network, policy_of
 from ringfence.node.isolation import AUTO, Isolation
-from ringfence.node.link import GuestLink
+from ringfence.node.link import GuestLink, Nobody
 from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
 from ringfence.node.pools import Pool, PoolKey
@@ -41,6 +49,7 @@ SWEEP_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 0.05  # between two looks at whether the last start under way has ended
 MAX_TTL: Final = 86_400.0
 TEMPLATE_SECONDS: Final = 2.0  # a rebuilt template is seen this late
+GRACE_SECONDS: Final = 60.0  # for the api to pause what should not simply end with its time
 MAX_POOLS: Final = 256
 MAX_ENDING: Final = 64  # teardowns under way before new work waits for them
 Event = dict[str, Any]
@@ -120,9 +129,10 @@ class Supervisor:
 
     # -- starting -------------------------------------------------------------------------------------------
 
-    def _built(self, name: str) -> Built:
+    def built(self, name: str, *, fresh: bool = False) -> Built:
+        """A template, as it was a moment ago at most; now, if `fresh`. Raises NotFound."""
         known = self._templates.get(name)
-        if known is not None and time.monotonic() - known[0] < TEMPLATE_SECONDS:
+        if not fresh and known is not None and time.monotonic() - known[0] < TEMPLATE_SECONDS:
             return known[1]
         try:
             built = self.catalog.read(name if NAME.fullmatch(name) else "")
@@ -146,7 +156,7 @@ class Supervisor:
         asked: str = AUTO,
         networked: bool = False,
     ) -> Pool:
-        built = self._built(template)
+        built = self.built(template)
         runtime = self.isolation.choose(asked, built.template)
         if networked:
             check_network(runtime)
@@ -200,7 +210,7 @@ class Supervisor:
 
     def warm(self, tenant: str, template: str) -> None:
         """Have a pool ready before the first request asks for it."""
-        self._pool(tenant, template, self._built(template).template.limits, one_shot=True, lone=True).refill()
+        self._pool(tenant, template, self.built(template).template.limits, one_shot=True, lone=True).refill()
 
     async def claim(
         self, ask: dict[str, Any], limits: Limits, ttl: float, *, one_shot: bool
@@ -213,31 +223,55 @@ class Supervisor:
         try:
             lone, asked = one_shot and ask.get("lone") is True, str(ask.get("isolation", AUTO))
             trust = trust_from(ask)
-            policy = with_hosts(self._policy(ask), trust)
+            policy = with_hosts(self.policy(ask), trust)
             kind = {"one_shot": one_shot, "lone": lone, "networked": policy.networked}
             pool = self._pool(ask["tenant"], ask["template"], limits, asked=asked, **kind)
             live = await pool.take(float(ask.get("wait_seconds", 30.0)))
         finally:
             self._claiming -= 1
         taken = time.monotonic()
-        self._warm.pop(live.id, None)
-        live.claim(dict(ask.get("labels", {})), limits, ttl)
-        live.by.claimed(live.id, limits)
-        self.table.add(live)
-        if policy.networked:
-            await self._allow_first(live, policy, trust)
-        live.link.lost.add_done_callback(lambda _: self._died(live))
+        await self.give(live, ask, limits, ttl, policy, trust)
         if one_shot:
             self.counters["runs"] = self.counters.get("runs", 0) + 1  # its run is the event; two would say it twice
         else:
             self.emit("sandbox.created", live, template=ask["template"])
         return live, {"queue": (taken - begun) * 1e3, "claim": (time.monotonic() - taken) * 1e3}
 
+    async def made_now(self, runtime: Runtime, spec: StartSpec) -> Live:
+        """One of this very description, from no pool; nobody's until it is given."""
+        if len(self.table) + self._claiming >= self.settings.max_sandboxes:
+            raise OverQuota("this node holds as many sandboxes as it may", code="node_full")
+        self._claiming += 1
+        try:
+            async with self._slots:
+                return await self._start(runtime, spec)
+        finally:
+            self._claiming -= 1
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a sandbox of this id, coming or going."""
+        there = self.table.ids() | self._starting | set(self._warm) | {key.split("/")[0] for key in self._ending}
+        return name in there
+
+    async def give(
+        self, live: Live, ask: dict[str, Any], limits: Limits, ttl: float, policy: Policy, trust: Trust | None
+    ) -> None:
+        """It becomes its tenant's, and may reach what its policy says."""
+        self._warm.pop(live.id, None)
+        live.claim(dict(ask.get("labels", {})), limits, ttl, ask.get("created_at"))
+        template = live.spec.template
+        live.on_timeout, live.wake = ask.get("on_timeout") or template.on_timeout, ask.get("wake", template.wake)
+        live.by.claimed(live.id, limits)
+        self.table.add(live)
+        if policy.networked:
+            await self._allow_first(live, policy, trust)
+        live.link.lost.add_done_callback(lambda _: self._died(live))
+
     # -- what it may reach ----------------------------------------------------------------------------------
 
-    def _policy(self, ask: dict[str, Any]) -> Policy:
+    def policy(self, ask: dict[str, Any]) -> Policy:
         """What was asked for, checked again on this side of the socket; else what the template says, judged here."""
-        template = self._built(ask["template"]).template
+        template = self.built(ask["template"]).template
         return policy_of(ask, template, self.settings.floor, self.settings.gateways, learn=self.settings.learn)
 
     async def _allow_first(self, live: Live, policy: Policy, trust: Trust | None) -> None:
@@ -362,6 +396,10 @@ class Supervisor:
         relay.ended.add_done_callback(lambda _: self._relays.discard(relay))
         return relay
 
+    def relays_of(self, live: Live) -> list[Relay]:
+        """The streams that are open into a sandbox."""
+        return [relay for relay in self._relays if relay.live is live]
+
     def account(self, relay: Relay, ended: Ended, timings: dict[str, float], ran_until: float) -> dict[str, Any]:
         """The node's part of an answer: verdict, usage and timings."""
         live = relay.live
@@ -423,16 +461,28 @@ class Supervisor:
 
     def _watch_one(self, live: Live) -> None:
         limits = live.limits
+        if live.held is not None:
+            return
         if time.monotonic() >= live.deadline:
-            self._doom(live, How.TIMED_OUT, "its time to live is over", kind="sandbox.expired")
+            self._time_over(live, How.TIMED_OUT, "its time to live is over", kind="sandbox.expired")
             return
         idle = 0.0 if live.programs else time.monotonic() - live.last_active
         if limits.idle_hard_seconds and idle > limits.idle_hard_seconds:
-            self._doom(live, How.STOPPED, f"idle for {limits.idle_hard_seconds:g} seconds")
-        elif limits.idle_soft_seconds and idle > limits.idle_soft_seconds and not live.warned:
+            self._time_over(live, How.STOPPED, f"idle for {limits.idle_hard_seconds:g} seconds", kind="limit")
+            return
+        live.expiring = 0.0
+        if limits.idle_soft_seconds and idle > limits.idle_soft_seconds and not live.warned:
             self._warn_idle(live, idle)
         if live.programs:
             self._watch_usage(live)
+
+    def _time_over(self, live: Live, how: How, reason: str, kind: str) -> None:
+        """Stop it; or let the api pause it, and stop it only if that does not happen."""
+        if live.on_timeout == "pause" and not live.expiring:
+            live.expiring = time.monotonic() + GRACE_SECONDS
+            self.emit("sandbox.expired", live, reason=reason, then="pause")
+        elif time.monotonic() >= live.expiring:
+            self._doom(live, how, reason, kind=kind)
 
     def _watch_usage(self, live: Live) -> None:
         used, limits = live.by.usage(live.id), live.limits
@@ -460,7 +510,7 @@ class Supervisor:
         text = f"idle for {idle:.0f} s" + (f"; it stops in {left:.0f} s unless used or extended" if left else "")
         self.emit("sandbox.idle_warning", live, idle_seconds=idle, stops_in_seconds=left)
         with contextlib.suppress(frames.FrameError):
-            live.link.open(json.dumps({"op": "notice", "text": text}).encode(), _Nobody())
+            live.link.open(json.dumps({"op": "notice", "text": text}).encode(), Nobody())
 
     async def sweep(self) -> None:
         """Remove whatever the kernel still shows of sandboxes that nobody here owns."""
@@ -505,45 +555,20 @@ class Supervisor:
         used = GroupUsage()
         with contextlib.suppress(OSError, PlatformFault):
             used = live.by.usage(live.id)
-        return {
-            "cpu_seconds": used.cpu_seconds,
-            "memory_bytes": used.memory_now_bytes,
-            "peak_memory_bytes": used.memory_peak_bytes,
-            "processes": used.processes,
-            "source": live.limits_by,
-        }
+        return usage_row(used, live.limits_by)
 
     def templates(self) -> list[dict[str, Any]]:
         """Every built template, with its pools' state."""
         rows = []
         for built in self.catalog.load().values():
-            template = built.template
-            pools = [pool.describe() for key, pool in self._pools.items() if key.template == template.name]
-            rows.append(
-                {
-                    "name": template.name,
-                    "description": template.description,
-                    "digest": built.digest,
-                    "size_bytes": built.size_bytes,
-                    "runtime": template.runtime,
-                    "zygote": str(template.zygote),
-                    "preload": list(template.preload),
-                    "limits": {name: getattr(template.limits, name) for name in Limits.__slots__},
-                    "image": _image(template),
-                    "pool": {
-                        "idle": sum(p["idle"] for p in pools),
-                        "starting": sum(p["starting"] for p in pools),
-                        "least": template.pool.least,
-                        "most": template.pool.most,
-                    },
-                }
-            )
+            pools = [pool.describe() for key, pool in self._pools.items() if key.template == built.template.name]
+            rows.append(template_row(built, pools))
         return rows
 
     def runtimes(self) -> list[dict[str, Any]]:
         """Every way to isolate: its layers and what it can honour, or why it is absent."""
         absent = [{"name": name, "available": False, "reason": why} for name, why in self.isolation.absent.items()]
-        return [*map(_described, self.isolation), *absent]
+        return [*map(runtime_row, self.isolation), *absent]
 
     def status(self) -> dict[str, Any]:
         """Numbers for operators."""
@@ -559,34 +584,3 @@ class Supervisor:
             "uptime_seconds": time.time() - self.started_at,
             "counters": dict(self.counters),
         }
-
-
-def _image(template: Template) -> dict[str, Any] | None:
-    names = "reference", "digest", "entrypoint", "cmd", "workdir", "user"
-    return {name: getattr(template.image, name) for name in names} if template.image is not None else None
-
-
-def _described(runtime: Runtime) -> dict[str, Any]:
-    can = runtime.capabilities()
-    return {
-        "name": runtime.name,
-        "available": True,
-        "layers": [{"name": x.name, "in_force": x.in_force, "reason": x.reason} for x in runtime.layers()],
-        "limits_by": can.limits_by,
-        "capabilities": {
-            "isolation": can.isolation,
-            "fork_warm": can.fork_warm,
-            "pty": can.pty,
-            "users": sorted(can.users),
-            "offline": can.offline,
-            "enforces": sorted(can.enforces),
-        },
-    }
-
-
-class _Nobody:
-    def on_frame(self, type_: int, payload: bytes) -> None:
-        """Nobody asked."""
-
-    def on_lost(self) -> None:
-        """Nobody minds."""

@@ -133,6 +133,18 @@ class CompatRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseRow:
+    """What is kept of a paused sandbox, and until when."""
+
+    sandbox: str
+    tenant: str
+    size: int
+    digest: bytes
+    expires: float
+    begins: bytes = b""  # what it begins with, once it has its files again
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """What a list shows: newest first, older than the row named by `cursor`, carrying every one of `labels`."""
 
@@ -170,7 +182,7 @@ class Store(Protocol):
         """Queue a new row, whatever its state; does nothing when the id is known."""
 
     def sandbox_changed(self, tenant: str, sandbox: wire.Sandbox) -> None:
-        """Queue a new version of a row that is not in a terminal state."""
+        """Queue a new version of a row that is neither in a terminal state nor paused."""
 
     def sandbox(self, tenant: str, sandbox_id: str) -> wire.Sandbox | None:
         """A sandbox as last written."""
@@ -179,7 +191,19 @@ class Store(Protocol):
         """A tenant's sandboxes. An unknown cursor gives none."""
 
     def live_sandboxes(self) -> list[tuple[str, wire.Sandbox]]:
-        """(tenant, sandbox) of every row in no terminal state."""
+        """(tenant, sandbox) of every row neither paused nor in a terminal state."""
+
+    async def sandbox_paused(self, sandbox: wire.Sandbox, kept: PauseRow) -> bool:
+        """A row becomes paused, with what is kept of it: durable on return, over a power cut too. False: it ended."""
+
+    async def sandbox_unpaused(self, tenant: str, sandbox: wire.Sandbox) -> bool:
+        """A paused row becomes something else, and nothing is kept of it: durable on return. False: it was not."""
+
+    def pauses(self) -> list[PauseRow]:
+        """What is kept of every paused sandbox."""
+
+    def keyless_since(self, tenant: str) -> float | None:
+        """Since when a tenant has had keys and none of them valid; may lie ahead. None while one never expires."""
 
     def event(self, event: NewEvent) -> None:
         """Queue an event."""

@@ -57,8 +57,30 @@ SELECT tenant, id FROM runs WHERE state = 'running';
 INSERT OR IGNORE INTO sandboxes (id, tenant, created, state, record) VALUES (?, ?, ?, ?, ?);
 
 -- name: sandbox_changed
--- A newer version of a row that is not in a terminal state.
-UPDATE sandboxes SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state NOT IN ('stopped', 'failed');
+-- A newer version of a row that is neither in a terminal state nor paused: from there only the two queries below lead.
+UPDATE sandboxes SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state NOT IN ('stopped', 'failed', 'paused');
+
+-- name: sandbox_unpaused
+-- paused -> running | stopped | failed, once.
+UPDATE sandboxes SET state = ?, record = ? WHERE id = ? AND tenant = ? AND state = 'paused';
+
+-- name: pause_add
+-- What is kept of a sandbox that was paused just now.
+INSERT INTO pauses (sandbox, tenant, size, digest, expires, begins) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: pause_remove
+-- Nothing is kept of it any more.
+DELETE FROM pauses WHERE sandbox = ? AND tenant = ?;
+
+-- name: pause_list
+-- Everything that is kept, whoever owns it: for the one who keeps it.
+SELECT sandbox, tenant, size, digest, expires, begins FROM pauses;
+
+-- name: tenant_keyless
+-- Since when a tenant has had no key: its last one's revocation or expiry. NULL while there is one, or none is known.
+SELECT CASE WHEN count(*) = count(least) THEN max(least) END FROM (
+    SELECT CASE WHEN revoked IS NULL THEN expires WHEN expires IS NULL THEN revoked ELSE min(revoked, expires) END AS least
+    FROM keys WHERE tenant = :tenant);
 
 -- name: sandbox_by_id
 -- One row.
@@ -85,8 +107,8 @@ WHERE labels.tenant = :tenant AND labels.name = :name AND labels.value = :value
 ORDER BY sandboxes.created DESC, sandboxes.id DESC LIMIT :limit;
 
 -- name: sandbox_live
--- Every sandbox in no terminal state, whoever owns it: for the reconciler alone.
-SELECT tenant, record FROM sandboxes WHERE state NOT IN ('stopped', 'failed');
+-- Every sandbox that a node should have, whoever owns it: for the reconciler alone.
+SELECT tenant, record FROM sandboxes WHERE state NOT IN ('stopped', 'failed', 'paused');
 
 -- name: label_add
 -- A label of a run or a sandbox.

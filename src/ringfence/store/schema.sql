@@ -1,5 +1,5 @@
 -- The whole state of one machine's api. `version` is checked at opening.
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 CREATE TABLE runs (
     id       TEXT PRIMARY KEY,
@@ -15,11 +15,21 @@ CREATE TABLE sandboxes (
     id       TEXT PRIMARY KEY,
     tenant   TEXT NOT NULL,
     created  REAL NOT NULL,
-    state    TEXT NOT NULL CHECK (state IN ('starting', 'running', 'stopping', 'stopped', 'failed')),
+    state    TEXT NOT NULL CHECK (state IN ('starting', 'running', 'paused', 'stopping', 'stopped', 'failed')),
     record   BLOB NOT NULL
 ) STRICT;
 CREATE INDEX sandboxes_by_tenant ON sandboxes (tenant, created, id);
 CREATE INDEX sandboxes_live ON sandboxes (state) WHERE state NOT IN ('stopped', 'failed');
+
+-- Paused sandboxes: how large the file with their files is, and its SHA-256.
+CREATE TABLE pauses (
+    sandbox TEXT PRIMARY KEY,
+    tenant  TEXT NOT NULL,
+    size    INTEGER NOT NULL,
+    digest  BLOB NOT NULL,
+    expires REAL NOT NULL,
+    begins  BLOB NOT NULL
+) STRICT;
 
 -- One row per label of a run or a sandbox, so that a list by label never scans a tenant's history.
 CREATE TABLE labels (

@@ -30,16 +30,17 @@ from ringfence.store.base import (
     Filter,
     Key,
     NewEvent,
+    PauseRow,
     PortRow,
     SecretRow,
     digest_of,
     key_name,
 )
-from ringfence.store.queries import COMPAT_SCHEMA, KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL
+from ringfence.store.queries import COMPAT_SCHEMA, KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL, UPGRADES
 from ringfence.store.writer import Writer
 from ringfence.wire_egress import EgressSum
 
-VERSION: Final = 1
+VERSIONS: Final = {SCHEMA: 2, KEYS_SCHEMA: 1}
 MOST_ANSWERS: Final = 20_000  # kept per tenant
 MOST_ANSWER_BYTES: Final = 256 * 1024 * 1024  # kept per tenant
 _run: Final = msgspec.json.Decoder(wire.Run)
@@ -67,13 +68,14 @@ def connect(path: Path, schema: str = SCHEMA) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection, schema: str) -> None:
     connection.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        for statement in schema.split(";\n"):
-            connection.execute(statement)
+    wanted = VERSIONS[schema]
+    scripts = [schema] if version == 0 else [UPGRADES[step] for step in range(version + 1, wanted + 1)]
+    for statement in ";\n".join(scripts).split(";\n"):
+        connection.execute(statement)
     connection.execute("COMMIT")
-    if version not in {0, VERSION}:
+    if version > wanted:
         raise PlatformFault(
-            f"the store has version {version}, this program needs {VERSION}",
+            f"the store has version {version}, this program needs {wanted}",
             code="store_version",
             remediation="use the ringfence release that made it",
         )
@@ -219,6 +221,40 @@ class SqliteStore:
     def live_sandboxes(self) -> list[tuple[str, wire.Sandbox]]:
         """See Store."""
         return [(row[0], _sandbox.decode(row[1])) for row in self._read.execute(SQL["sandbox_live"])]
+
+    async def sandbox_paused(self, sandbox: wire.Sandbox, kept: PauseRow) -> bool:
+        """See Store."""
+        row = (sandbox.state.value, _encode(sandbox), sandbox.id, kept.tenant)
+        kept_row = (kept.sandbox, kept.tenant, kept.size, kept.digest, kept.expires, kept.begins)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            if connection.execute(SQL["sandbox_changed"], row).rowcount != 1:
+                return False
+            connection.execute(SQL["pause_add"], kept_row)
+            return True
+
+        return bool(await self._writer.ask(work, hard=True))
+
+    async def sandbox_unpaused(self, tenant: str, sandbox: wire.Sandbox) -> bool:
+        """See Store."""
+        row = (sandbox.state.value, _encode(sandbox), sandbox.id, tenant)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            if connection.execute(SQL["sandbox_unpaused"], row).rowcount != 1:
+                return False
+            connection.execute(SQL["pause_remove"], (sandbox.id, tenant))
+            return True
+
+        return bool(await self._writer.ask(work))
+
+    def pauses(self) -> list[PauseRow]:
+        """See Store."""
+        return [PauseRow(*row) for row in self._read.execute(SQL["pause_list"])]
+
+    def keyless_since(self, tenant: str) -> float | None:
+        """See Store."""
+        found: float | None = self._keys.execute(SQL["tenant_keyless"], {"tenant": tenant}).fetchone()[0]
+        return found
 
     def _listed(self, query: str, tenant: str, wanted: Filter) -> list[tuple[bytes]]:
         values: dict[str, Any] = {

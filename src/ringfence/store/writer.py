@@ -27,6 +27,7 @@ class Awaited:
     work: Work
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    hard: bool = False  # a power cut after the answer must not undo it
 
     def resolve(self, result: Any) -> None:
         """Hand the result, or the exception, to the waiter; on its own loop."""
@@ -74,11 +75,11 @@ class Writer:
         if not self._wake.is_set():
             self._wake.set()
 
-    async def ask(self, work: Work, *, hurry: bool = True) -> Any:
-        """Run `work` in the next batch, now or with the others; returns after its commit."""
+    async def ask(self, work: Work, *, hurry: bool = True, hard: bool = False) -> Any:
+        """Run `work` in the next batch, now or with the others; returns after its commit, `hard`: on disk."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._queue.append(Awaited(work, loop, future))
+        self._queue.append(Awaited(work, loop, future, hard))
         if hurry:
             self._hurry.set()
         self._wake.set()
@@ -124,6 +125,9 @@ class Writer:
                 self._hurry.wait(RETRY_SECONDS)
                 self._hurry.clear()
         self._broken = False
+        if any(waiter.hard for waiter, _ in answers):
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # which syncs the log first
         for waiter, answer in answers:
             waiter.resolve(answer)
         self._committed()

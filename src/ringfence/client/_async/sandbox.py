@@ -51,6 +51,8 @@ class AsyncSandbox:
         start: Command | Mapping[str, Any] | None = None,
         egress_gateway: str = "",
         secrets: Sequence[str] = (),
+        on_timeout: wire.OnTimeout | None = None,
+        wake: bool | None = None,
         client: AsyncClient | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -61,6 +63,7 @@ class AsyncSandbox:
         `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
         `egress_gateway` names the operator's gateway by which its connections leave.
         `secrets` are names of kept secrets: inside they are placeholders in variables.
+        `on_timeout` "pause" keeps its files when its time is over; `wake` resumes it when it is used while paused.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -72,6 +75,8 @@ class AsyncSandbox:
             start=calls.starting(start),
             egress_gateway=egress_gateway,
             secrets=list(secrets),
+            on_timeout=on_timeout,
+            wake=wake,
         )
         return await cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -79,6 +84,21 @@ class AsyncSandbox:
     async def connect(cls, sandbox: str, *, client: AsyncClient | None = None, deadline: float | None = None) -> Self:
         """Find a sandbox again by its id. Raises NotFound when there is none of that id for this key."""
         return await cls._opened(client, calls.get_sandbox(sandbox), deadline, stops=False)
+
+    @classmethod
+    async def resume(
+        cls,
+        sandbox: str,
+        *,
+        ttl: float | None = None,
+        client: AsyncClient | None = None,
+        deadline: float | None = None,
+    ) -> Self:
+        """Have a paused sandbox again, with the files it had, for `ttl` seconds or as long as it was last given.
+
+        Raises Conflict when it is not paused, or its template is not what it was.
+        """
+        return await cls._opened(client, calls.resume(sandbox, ttl), deadline, stops=False)
 
     @classmethod
     async def list(
@@ -159,6 +179,15 @@ class AsyncSandbox:
     async def reset(self, *, deadline: float | None = None) -> wire.Sandbox:
         """Make it anew: its processes and files are gone, what it starts with runs again, all else about it stays."""
         self.info = await self.client.fetch(wire.Sandbox, calls.reset(self.id), deadline)
+        return self.info
+
+    async def pause(self, *, memory: bool = False, deadline: float | None = None) -> wire.Sandbox:
+        """Keep its files (home, /tmp, /var/tmp) and end all else of it; `resume` has it again, by its id.
+
+        Leaving the `with` leaves it paused. `memory` is refused: no runtime can keep that yet.
+        """
+        self.info = await self.client.fetch(wire.Sandbox, calls.pause(self.id, memory=memory), deadline)
+        self._stops = False
         return self.info
 
     async def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:

@@ -53,6 +53,8 @@ class Sandbox:
         start: Command | Mapping[str, Any] | None = None,
         egress_gateway: str = "",
         secrets: Sequence[str] = (),
+        on_timeout: wire.OnTimeout | None = None,
+        wake: bool | None = None,
         client: Client | None = None,
         deadline: float | None = None,
         idempotency_key: str | None = None,
@@ -63,6 +65,7 @@ class Sandbox:
         `start` is a command that runs from the beginning and again after each reset; or {"code": ..., "user": "root"}.
         `egress_gateway` names the operator's gateway by which its connections leave.
         `secrets` are names of kept secrets: inside they are placeholders in variables.
+        `on_timeout` "pause" keeps its files when its time is over; `wake` resumes it when it is used while paused.
         """
         request = wire.SandboxRequest(
             template=template,
@@ -74,6 +77,8 @@ class Sandbox:
             start=calls.starting(start),
             egress_gateway=egress_gateway,
             secrets=list(secrets),
+            on_timeout=on_timeout,
+            wake=wake,
         )
         return cls._opened(client, calls.create(request, idempotency_key), deadline, stops=True)
 
@@ -81,6 +86,21 @@ class Sandbox:
     def connect(cls, sandbox: str, *, client: Client | None = None, deadline: float | None = None) -> Self:
         """Find a sandbox again by its id. Raises NotFound when there is none of that id for this key."""
         return cls._opened(client, calls.get_sandbox(sandbox), deadline, stops=False)
+
+    @classmethod
+    def resume(
+        cls,
+        sandbox: str,
+        *,
+        ttl: float | None = None,
+        client: Client | None = None,
+        deadline: float | None = None,
+    ) -> Self:
+        """Have a paused sandbox again, with the files it had, for `ttl` seconds or as long as it was last given.
+
+        Raises Conflict when it is not paused, or its template is not what it was.
+        """
+        return cls._opened(client, calls.resume(sandbox, ttl), deadline, stops=False)
 
     @classmethod
     def list(
@@ -161,6 +181,15 @@ class Sandbox:
     def reset(self, *, deadline: float | None = None) -> wire.Sandbox:
         """Make it anew: its processes and files are gone, what it starts with runs again, all else about it stays."""
         self.info = self.client.fetch(wire.Sandbox, calls.reset(self.id), deadline)
+        return self.info
+
+    def pause(self, *, memory: bool = False, deadline: float | None = None) -> wire.Sandbox:
+        """Keep its files (home, /tmp, /var/tmp) and end all else of it; `resume` has it again, by its id.
+
+        Leaving the `with` leaves it paused. `memory` is refused: no runtime can keep that yet.
+        """
+        self.info = self.client.fetch(wire.Sandbox, calls.pause(self.id, memory=memory), deadline)
+        self._stops = False
         return self.info
 
     def stop(self, *, missing_ok: bool = False, deadline: float | None = None) -> wire.Sandbox:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import posixpath
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -199,6 +200,31 @@ class Agent:
         """Remove."""
         self.box.tree.remove(self.box.tree.at(request["path"]), recursive=bool(request.get("recursive")))
         stream.end({})
+
+    async def op_pack(self, stream: Stream, _: dict[str, Any]) -> None:
+        """Everything a pause keeps, once no program runs."""
+        await self._alone()
+        data = self.box.tree.dump()
+        await stream.write(data)
+        stream.end({"count": len(json.loads(data)), "size": len(data)})
+
+    async def op_measure(self, stream: Stream, _: dict[str, Any]) -> None:
+        """How much that is, at most."""
+        stream.end({"size": self.box.tree.used()})
+
+    async def op_unpack(self, stream: Stream, _: dict[str, Any]) -> None:
+        """And back."""
+        await self._alone()
+        data = bytearray()
+        while (piece := await stream.take()) is not None:
+            data += piece
+        stream.end({"count": self.box.tree.load(bytes(data))})
+
+    async def _alone(self) -> None:
+        while running := [program for program in self.box.programs.values() if program.fate is None]:
+            for program in running:
+                program.signal(signal.SIGKILL)
+            await asyncio.sleep(0.001)
 
     async def op_watch(self, stream: Stream, request: dict[str, Any]) -> None:
         """Tell every change below a directory until the asker leaves."""

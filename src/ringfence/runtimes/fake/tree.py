@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 HOME: Final = "/home/user"
 _DIRECTORIES: Final = ("/", "/home", HOME, "/tmp", "/etc")  # noqa: S108 - names in a dictionary
+_KEPT: Final = (f"{HOME}/", "/tmp/")  # noqa: S108 - likewise
 Listener = Callable[[str, str], None]
 
 
@@ -41,9 +44,10 @@ class Tree:
     @property
     def full(self) -> bool:
         """Whether the last byte allowed is used."""
-        return self._used() >= self._most
+        return self.used() >= self._most
 
-    def _used(self) -> int:
+    def used(self) -> int:
+        """Bytes of all files."""
         return sum(len(node.data) for node in self._nodes.values() if node.data is not None)
 
     def _tell(self, what: str, path: str) -> None:
@@ -123,7 +127,7 @@ class Tree:
         old = self._nodes.get(path)
         kept = bytes(old.data or b"") if old is not None else b""
         whole = kept + data if append else data
-        if self._used() - len(kept) + len(whole) > self._most:
+        if self.used() - len(kept) + len(whole) > self._most:
             raise TreeError("no_space", "No space left on device")
         self._nodes[path] = Node(bytearray(whole), old.mode if old is not None else 0o644)
         self._tell("write" if old is not None else "create", path)
@@ -145,6 +149,28 @@ class Tree:
         self._nodes[target] = node
         del self._nodes[source]
         self._tell("rename", target)
+
+    def dump(self) -> bytes:
+        """What is below the kept places, as bytes that load() takes."""
+        kept = {path: node for path, node in self._nodes.items() if path.startswith(_KEPT)}
+        rows = {
+            path: [None if node.data is None else base64.b64encode(node.data).decode(), node.mode, node.mtime]
+            for path, node in kept.items()
+        }
+        return json.dumps(rows).encode()
+
+    def load(self, data: bytes) -> int:
+        """Put back what dump() gave, in place of what is there; how many entries. Raises TreeError."""
+        try:
+            rows = json.loads(data)
+            nodes = {
+                path: Node(None if text is None else bytearray(base64.b64decode(text)), mode, mtime)
+                for path, (text, mode, mtime) in rows.items()
+            }
+        except (ValueError, TypeError, AttributeError):
+            raise TreeError("bad_request", "this is no archive of a sandbox's files") from None
+        self._nodes = {path: node for path, node in self._nodes.items() if not path.startswith(_KEPT)} | nodes
+        return len(nodes)
 
     def remove(self, path: str, *, recursive: bool) -> None:
         """Remove a file or an empty directory; with `recursive`, all below it too."""
