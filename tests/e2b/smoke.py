@@ -360,6 +360,25 @@ def a_server_inside_is_reached_by_its_name(box):
 
 
 @claim
+def files_outlive_a_pause(box):
+    """Where this release can ask for files alone: paused it is not running, and connect brings its files back."""
+    if VERSION < (2, 60):  # the word for it came late
+        return
+    other = create(timeout=60)
+    other.files.write("kept.txt", "over a pause")
+    assert other.pause(mode="filesystem") is True
+    assert other.is_running() is False
+    assert other.get_info().state.value == "paused"
+    mine = {each.sandbox_id for each in listed(state=[e2b.SandboxState.PAUSED])}
+    assert other.sandbox_id in mine
+    assert other.pause(mode="filesystem") is False
+    again = Sandbox.connect(other.sandbox_id)
+    assert again.files.read("kept.txt") == "over a pause"
+    assert other.is_running() is True
+    again.kill()
+
+
+@claim
 def options_that_cannot_be_honoured_are_refused(box):
     """Never ignored."""
     if VERSION >= (2, 51):

@@ -14,6 +14,7 @@ from ringfence.api.compat.e2b.users import ACCOUNTS, Account
 from ringfence.domain.errors import NodeLost, RingfenceError, SandboxLost
 from ringfence.engine.engine import Engine
 
+_ASLEEP: Final = frozenset({"sandbox_paused", "sandbox_busy"})
 _GONE: Final = frozenset({"sandbox_ended", "not_found", "sandbox_not_found"})
 
 
@@ -45,7 +46,7 @@ class Call:
         """Raise Cut where an error means that the sandbox is no more; codes of its agent's begin otherwise."""
         if isinstance(error, Cut):
             raise error
-        if isinstance(error, NodeLost):
+        if isinstance(error, NodeLost) or (isinstance(error, RingfenceError) and error.code in _ASLEEP):
             raise Cut(sure=False) from None
         if isinstance(error, SandboxLost) or (isinstance(error, RingfenceError) and error.code in _GONE):
             raise Cut from None

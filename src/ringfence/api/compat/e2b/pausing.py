@@ -44,16 +44,14 @@ class Pausing:
 
     def words(self, record: Record) -> dict[str, Any]:
         """What create adds for this."""
-        if record.auto_pause:
-            raise BadRequest("this server does not pause sandboxes", code="pause_unsupported")
-        return {}
+        return {"on_timeout": "pause" if record.auto_pause else "stop", "wake": record.auto_resume}
 
     async def pause(self, face: Face, asked: shapes.Pause) -> None:
-        """Pause it."""
+        """Keep its files, end its programs. Raises BadRequest where memory was to be kept, Conflict, OverQuota."""
         if asked.memory is not False and not (asked.memory is None and self._settings.files_only_pause):
             raise _no_memory("pause")
-        raise BadRequest("this server does not pause sandboxes", code="pause_unsupported")
+        await self._engine.pauses.pause(face.tenant, face.id)
 
     async def resume(self, face: Face, seconds: float) -> None:
-        """Wake it."""
-        raise BadRequest("this server does not pause sandboxes", code="pause_unsupported")
+        """Have it run again, with the files it had. Raises Conflict, OverQuota."""
+        await self._engine.pauses.resume(face.tenant, face.id, seconds)

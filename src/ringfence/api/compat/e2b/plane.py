@@ -12,7 +12,7 @@ from ringfence.api.compat.e2b.http import App, Exchange, Stopping
 from ringfence.api.compat.e2b.records import Face, Registry, same
 from ringfence.api.compat.e2b.users import from_basic
 from ringfence.api.errors import ClientGone
-from ringfence.domain.errors import BadRequest, NodeLost, RingfenceError
+from ringfence.domain.errors import BadRequest, Conflict, NodeLost, RingfenceError
 from ringfence.engine.engine import Engine
 
 DAEMON_PORT: Final = 49983
@@ -59,12 +59,21 @@ class Plane:
             await self._not_there(exchange, sandbox_id)
             return
         try:
+            if self._registry.asleep(face):
+                await self._woken(face)
             await self._served(exchange, face, port)
         except connect.Cut as cut:
-            if cut.sure:
+            if cut.sure and not self._registry.asleep(face):
                 face.doubt()
             if not exchange.started:
                 await self._not_there(exchange, face.id)
+
+    async def _woken(self, face: Face) -> None:
+        """A paused sandbox is resumed by being used where it was made so; otherwise it is not found. Raises Cut."""
+        try:
+            await self._engine.turns.reach(face.tenant, face.id)
+        except Conflict:
+            raise connect.Cut(sure=False) from None
 
     def _by_signature(self, exchange: Exchange) -> Face | None:
         """A file URL on a host that all sandboxes share: its signature says whose it is."""

@@ -142,12 +142,16 @@ class Registry:
         self._store.compat_saved(CompatRow(face.tenant, face.id, msgspec.json.encode(face.record)))
 
     def find(self, sandbox_id: str) -> Face | None:
-        """The face of a living sandbox, whoever owns it."""
-        living = self._engine.ledger.living(sandbox_id)
-        if living is None:
-            return None
-        face = self._faces.get(sandbox_id) or self._adopted(*living)
-        return None if face.dead else face
+        """The face of a sandbox that lives or is paused, whoever owns it."""
+        living, known = self._engine.ledger.living(sandbox_id), self._faces.get(sandbox_id)
+        if known is not None:
+            there = living is not None or self.asleep(known)
+            return known if there and not known.dead else None
+        return self._adopted(*living) if living is not None else None
+
+    def asleep(self, face: Face) -> bool:
+        """Whether it is paused, or on its way into a pause or out of it."""
+        return self._engine.turns.find(face.tenant, face.id) is not None
 
     def mine(self, tenant: str, sandbox_id: str) -> Face | None:
         """The same, where it is this tenant's."""
@@ -155,8 +159,14 @@ class Registry:
         return face if face is not None and face.tenant == tenant else None
 
     def of(self, tenant: str) -> list[tuple[Face, wire.Sandbox]]:
-        """A tenant's living sandboxes."""
-        pairs = [(self.find(sandbox.id), sandbox) for sandbox in self._engine.ledger.living_of(tenant)]
+        """A tenant's sandboxes, the paused ones as they were written down."""
+        living = self._engine.ledger.living_of(tenant)
+        ids = {sandbox.id for sandbox in living}
+        for face in self._faces.values():
+            if face.tenant == tenant and face.id not in ids and self.asleep(face):
+                row = self._store.sandbox(tenant, face.id)
+                living += [row] if row is not None else []
+        pairs = [(self.find(sandbox.id), sandbox) for sandbox in living]
         return [(face, sandbox) for face, sandbox in pairs if face is not None]
 
     def signer(self, words: Signed) -> Face | None:

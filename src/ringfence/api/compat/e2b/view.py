@@ -9,16 +9,16 @@ from typing import Any, Final
 from ringfence import wire
 from ringfence.api.compat.e2b.records import Face
 from ringfence.domain.limits import MIB, Limits
+from ringfence.domain.sandbox import State
 
 CLIENT_ID: Final = "rf"  # the oldest clients put it behind the id, into host names
 # The features clients may use: up to octet-stream and gzip uploads; metadata of files (0.6.2) is not among them.
 ENVD_VERSION: Final = "0.5.7"
-PAUSED: Final = "paused"
 
 
 def state_of(sandbox: wire.Sandbox) -> str:
     """Their two words for a living sandbox."""
-    return "paused" if sandbox.state.value == PAUSED else "running"
+    return "paused" if sandbox.state is State.PAUSED else "running"
 
 
 def moment(seconds: float | None) -> str:
