@@ -226,7 +226,7 @@ def test_changes_are_told_as_they_happen(api: FakeApi, ada: httpx.Client, box: s
         with api.client() as other:
             other.put(f"{box}/files/content?path=new", content=b"x")
         event = next(line for line in seen if line.startswith("data:"))
-    assert json.loads(event[5:]) == {"type": "create", "path": "new"}
+    assert json.loads(event[5:]) == {"type": "create", "path": "new", "from": None}
     sandbox = api.node.sandboxes[box.rpartition("/")[2]]
     wait_until(lambda: not sandbox.watchers)
 

@@ -65,4 +65,4 @@ def test_a_much_used_gate_holds_what_a_fresh_one_does(lab: Lab) -> None:
     assert now.resident_bytes - then.resident_bytes < 4 * 1024 * 1024
     assert wires(lab) == 0
     assert not lab.network._keeper._wards
-    assert not lab.network._keeper._waiting
+    assert not lab.network._keeper._gate._waiting

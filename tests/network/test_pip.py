@@ -1,13 +1,9 @@
-"""A real pip inside a real sandbox of every runtime, against a package index of the test internet's own.
-
-Templates have no pip: a program fetches it from the index first, as one would at home with the bundle `pypi`.
-"""
+"""The pip of a template inside a real sandbox of every runtime, against an index of the test internet's own."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import zipfile
 from collections.abc import Iterator
@@ -19,22 +15,15 @@ from ringfence.node.live import Live
 from tests.network.lab import ALLOWED, FORBIDDEN, NAMES, PEER, Lab, Site
 from tests.network.labnode import RUNTIMES, LabNode, need
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
 PACKAGE = "idna"  # a real one, small, in pure Python, installed here because the SDK needs it
-#: Brings pip, and the certificate of the test's own index, into the sandbox.
-FETCH = """
-open("/tmp/ca.pem", "w").write({certificate!r})
-trusting = ssl.create_default_context(cafile="/tmp/ca.pem")
-with urllib.request.urlopen("https://files.pythonhosted.org/pip.zip", timeout=20, context=trusting) as answer:
-    open("/tmp/pip.zip", "wb").write(answer.read())
-print("fetched")
-"""
+#: Brings the certificate of the test's own index into the sandbox.
+TRUST = "open('/tmp/ca.pem', 'w').write({certificate!r}); print('trusted')"
 INSTALL = """
 import subprocess
-words = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--retries", "0", "--target", "/tmp/site"]
+words = ["--no-deps", "--no-cache-dir", "--target", "/tmp/site"]
 began = time.monotonic()
-done = subprocess.run(["python3", "/tmp/pip.zip/pip", "--cert", "/tmp/ca.pem", "install", *words, "idna"],
-                      capture_output=True, text=True, env={"HOME": "/tmp", "PATH": "/usr/bin:/bin"})
+done = subprocess.run(["python3", "-m", "pip", "--cert", "/tmp/ca.pem", "install", *words, "idna"],
+                      capture_output=True, text=True)
 print(done.returncode, round(time.monotonic() - began, 1), done.stderr[-1500:])
 """
 USE = "import sys; sys.path.insert(0, '/tmp/site'); import idna; print(idna.__file__, idna.encode('bücher.example'))"
@@ -68,7 +57,6 @@ def index(lab: Lab) -> Iterator[None]:
     link = f"https://files.pythonhosted.org/{wheel}#sha256={hashlib.sha256(package).hexdigest()}"
     Site.pages[f"/simple/{PACKAGE}/"] = f'<!DOCTYPE html><a href="{link}">{wheel}</a>'.encode()
     Site.pages[f"/{wheel}"] = package
-    Site.pages["/pip.zip"] = zipped("pip")
     lab.names.table |= {"pypi.org": [[ALLOWED]], "files.pythonhosted.org": [[PEER]]}
     yield
     Site.pages.clear()
@@ -76,11 +64,10 @@ def index(lab: Lab) -> Iterator[None]:
 
 @pytest.fixture(params=RUNTIMES)
 def live(node: LabNode, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Live]:
-    """A sandbox that may reach the index and has fetched pip from it."""
+    """A sandbox that may reach the index, and trusts it."""
     need(request.param)
-    made = node.made({"bundles": ["pypi"]}, isolation=request.param)
-    fetch = FETCH.format(certificate=Path(lab.certificate).read_text())
-    assert node.python(made, fetch) == "fetched"
+    made = node.made({"bundles": ["pypi"]}, isolation=request.param, template="python")
+    assert node.python(made, TRUST.format(certificate=Path(lab.certificate).read_text())) == "trusted"
     yield made
     node.release(made)
 

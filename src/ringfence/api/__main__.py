@@ -151,7 +151,9 @@ def _hosts(settings: ServerSettings) -> list[str]:
     specific = settings.host not in {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     known = (
-        [*settings.allowed_hosts, f"api.{settings.edge.domain}"] if settings.edge.serve_api else settings.allowed_hosts
+        [*settings.allowed_hosts, f"api.{settings.edge.domain}"]
+        if settings.edge.serve_api or settings.e2b.enabled
+        else settings.allowed_hosts
     )
     return [*known, host] if specific else known
 

@@ -74,9 +74,11 @@ BY_STATUS: Final[dict[int, type[RingfenceError]]] = {
 
 
 def _family(root: type[RingfenceError]) -> dict[str, type[RingfenceError]]:
+    """Those of the domain. A server in the same process has more, which are not for clients to raise."""
     found = {root.default_code: root}
     for child in root.__subclasses__():
-        found.update(_family(child))
+        if child.__module__ == RingfenceError.__module__:
+            found.update(_family(child))
     return found
 
 

@@ -71,8 +71,8 @@ class E2b:
         return None if host.endswith(self._suffix) else self._ports.authority
 
     def named(self, host: str) -> bool:
-        """Whether a host is one of this face's own: `api.<domain>`, or a sandbox's."""
-        return host == "api" + self._suffix or self._labelled(host) is not None
+        """Whether a host is a sandbox's. `api.<domain>` is the server's own: both faces answer there, by path."""
+        return self._labelled(host) is not None
 
     def _labelled(self, host: str) -> Target | None:
         if not host.endswith(self._suffix):
