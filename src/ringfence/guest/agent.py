@@ -81,6 +81,18 @@ class Spare:
         self.orders = orders
         self.report = report
 
+    def answers(self) -> bool:
+        """Whether it is still there: one that was killed says nothing more, however late it notices."""
+        self.orders.settimeout(WARM_SECONDS)
+        try:
+            self.orders.sendall(runner.ASKED)
+            while said := self.orders.recv(1):
+                if said == runner.HERE:
+                    return True
+        except OSError:
+            return False
+        return False
+
     def discard(self) -> None:
         """Give back what was kept for it; it is dead."""
         self.orders.close()
@@ -189,7 +201,10 @@ class Agent:
     def _take_spare(self) -> Spare | None:
         """The interpreter that waits, unless a program in here has killed it meanwhile."""
         spare, self.spare = self.spare, None
-        if spare is not None and self.programs and processes.doomed(spare.pid):
+        if spare is None or not self.programs:
+            return spare
+        doomed = processes.doomed(spare.pid)
+        if doomed or (doomed is None and not spare.answers()):
             spare.discard()
             return None
         return spare

@@ -34,8 +34,8 @@ def scratch_full() -> bool:
     return room.f_bavail * room.f_bsize < FULL_BYTES or 0 == room.f_favail < room.f_files  # gVisor counts no files
 
 
-def doomed(pid: int) -> bool:
-    """Whether our child is dead, or has yet to notice that it was killed."""
+def doomed(pid: int) -> bool | None:
+    """Whether our child is dead, or has yet to notice that it was killed; None where the kernel does not say."""
     if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
         return True
     try:
@@ -43,7 +43,7 @@ def doomed(pid: int) -> bool:
             pending = [line.split()[1] for line in file if line.startswith(("SigPnd:", "ShdPnd:"))]
     except OSError:
         return True
-    return any(int(mask, 16) for mask in pending)  # gVisor has no such lines, and answers for the dead alone
+    return any(int(mask, 16) for mask in pending) if pending else None  # gVisor has no such lines
 
 
 def was_killed(pid: int) -> bool:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ringfence.guest.annotations import Any, Final
 
 LENGTH: Final = 4
+ASKED: Final = bytes(LENGTH)  # an order of no length: are you still there?
 DONE: Final = 1  # first byte of the shared page once the program has ended; the second is its exit code
+HERE: Final = b"H"  # the answer to ASKED
 READY: Final = b"R"  # said to the agent once random state is renewed and only an order is wanting
 PYTHON: Final = "/usr/bin/python3"
 
@@ -39,6 +41,16 @@ def read_order(fd: int) -> dict[str, Any]:
     size = int.from_bytes(_read_exactly(fd, LENGTH), "big")
     order: dict[str, Any] = json.loads(_read_exactly(fd, size))
     return order
+
+
+def await_order(fd: int) -> dict[str, Any]:
+    """As read_order(), and until it comes whoever asks is told that this interpreter is still there."""
+    while True:
+        size = int.from_bytes(_read_exactly(fd, LENGTH), "big")
+        if size:
+            order: dict[str, Any] = json.loads(_read_exactly(fd, size))
+            return order
+        os.write(fd, HERE)
 
 
 def encode_order(order: dict[str, Any]) -> bytes:
@@ -179,7 +191,7 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
         prepare()
         with contextlib.suppress(BrokenPipeError):  # whoever sent an order at once does not wait for this word
             os.write(order_fd, READY)
-        order = read_order(order_fd)
+        order = await_order(order_fd)
         os.close(order_fd)
         code = perform(order)
         if os.getpid() == myself and report is not None:  # a child that the program forked speaks for nobody
