@@ -16,8 +16,9 @@ import pytest
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringfence" / "e2b"
 NEWEST = "newest"
 NEWEST_SECONDS = 86_400.0  # how long the newest release of a moment is taken for the newest
-PYTHON = (NEWEST, "2.45.1", "2.31.0", "2.20.0", "2.2.4", "1.5.5")
-JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1")
+EVERY = os.environ.get("CI") == "true"  # every release; else the newest and the oldest, which takes a third as long
+PYTHON = (NEWEST, "2.45.1", "2.31.0", "2.20.0", "2.2.4", "1.5.5") if EVERY else (NEWEST, "1.5.5")
+JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1") if EVERY else (NEWEST, "2.0.1")
 
 
 def python(version: str) -> Path:

@@ -20,7 +20,8 @@ AT_ONCE = 3  # clients that work beside each other on one server
 # Before these, a client cannot be pointed at one URL for all sandboxes.
 BY_DOMAIN = {"python": {"2.2.4", "1.5.5"}, "javascript": {"2.0.1"}}
 EVERY = [("python", version) for version in sdks.PYTHON] + [("javascript", version) for version in sdks.JAVASCRIPT]
-TWICE = [("python", sdks.NEWEST), ("javascript", sdks.NEWEST), ("python", "2.20.0")]  # in domain mode, too
+# In domain mode, too.
+TWICE = [("python", sdks.NEWEST), ("javascript", sdks.NEWEST), *([("python", "2.20.0")] if sdks.EVERY else [])]
 Way = tuple[str, str, bool]
 WAYS: list[Way] = [(*each, each[1] in BY_DOMAIN[each[0]]) for each in EVERY] + [(*each, True) for each in TWICE]
 

@@ -124,7 +124,10 @@ class Agent:
         self.base = HOME  # where programs start when nothing else is said
         self.extra: dict[str, str] = {}  # variables that every program from now on gets
         stays = plan.root and not plan.warm_runner
-        self.sudo = sudo.Door(self.loop, self.start_as) if stays and os.path.exists(sudo.PROGRAM) else None
+        self.sudo: sudo.Door | None = None
+        if stays and os.path.exists(sudo.PROGRAM):
+            with contextlib.suppress(OSError):  # no descriptor for it: then there is no sudo, and all else there is
+                self.sudo = sudo.Door(self.loop, self.start_as)
 
     # -- requests -------------------------------------------------------------------------------------------
 
