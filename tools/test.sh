@@ -18,8 +18,9 @@ failed=0
 # Ending a group's first process ends all it started: they are in a namespace of processes of its own.
 trap 'kill "${running[@]}" 2>/dev/null; rm -rf "$LOGS"' EXIT
 
-# Files in their order: the unit tests, many and short, fill the gaps at the end.
-"$PYTHON" -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(printf -- '--ignore=%s ' tests/attacks ${GROUPS_ALONE[*]}) || failed=1
+# The longest file first, the others in their order: the unit tests, many and short, fill the gaps at the end.
+"$PYTHON" -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder tests/acceptance/test_builds.py tests \
+    $(printf -- '--ignore=%s ' tests/attacks ${GROUPS_ALONE[*]}) || failed=1
 
 # As an ordinary user there are no namespaces to be alone in: then one after the other.
 for n in "${!GROUPS_ALONE[@]}"; do
