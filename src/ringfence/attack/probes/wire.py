@@ -125,10 +125,11 @@ def beside() -> dict[str, str]:
     ):
         tries[f"{target}:{port}"] = attempt(heard, 2, 2, 0, (target, port), QUESTION)
     echo = b"\x08\0\xf7\xff\0\0\0\0"
-    for target in (HERE, "8.8.8.8", *OTHERS):
-        tries[f"echo {target}"] = attempt(heard, 2, 2, 1, (target, 0), echo)
     mine = own_address()
-    for target in (other for other in OTHERS if other != mine):
+    others = [other for other in OTHERS if other != mine]  # one's own address answers, from inside
+    for target in (HERE, "8.8.8.8", *others):
+        tries[f"echo {target}"] = attempt(heard, 2, 2, 1, (target, 0), echo)
+    for target in others:
         for port in (53, 80, 5353, 8000):  # a question anywhere comes to our own resolver, which refuses it
             tries[f"{target}:{port}"] = "ours" if port == 53 else attempt(heard, 2, 2, 0, (target, port), QUESTION)
     return tries
