@@ -15,17 +15,20 @@ from ringfence.runtimes.base import Networked, Runtime
 def policy_of(
     ask: dict[str, Any], template: Template, floor: Floor, gateways: frozenset[str], *, learn: bool
 ) -> Policy:
-    """What was asked for, else what the template says; both by the floor of this node. Raises BadRequest."""
+    """What was asked for, else what the template says; both by the floor of this node. Raises BadRequest.
+
+    The gateway is decided for a policy that allows nothing as well: the hosts of secrets may be added to it.
+    """
     if "egress" in ask:
         policy = policy_from(ask["egress"], floor, learn=learn)
     elif template.egress.networked:
         policy = policy_from(policy_to(template.egress), floor)
     else:
-        return template.egress
+        policy = template.egress
     gateway = agreed(str(ask.get("egress_gateway", "")), template.egress_gateway, template.name)
     if gateway and gateway not in gateways:
         raise BadRequest(f"no egress gateway {gateway!r:.80} here", code="unknown_gateway")
-    return dataclasses.replace(policy, gateway=gateway)
+    return dataclasses.replace(policy, gateway=gateway) if gateway != policy.gateway else policy
 
 
 def check_network(runtime: Runtime) -> None:
