@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ringfence.attack.own_server import OwnServer
+from tests.support import ledger
 from tests.support.scale import ROUNDS, RUNS
 
+NOWHERE = Path("/nonexistent/ringfence-ledger")
 TEMPLATES = Path(os.environ.get("RINGFENCE_TEMPLATES", "/var/lib/ringfence/templates"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnServer]:
+    """A server of our own; when it has stopped nothing is left."""
+    before = ledger.snapshot(NOWHERE)
+    own = OwnServer(TEMPLATES)
+    with own:
+        yield own
+    assert ledger.settle(own.state, before) == []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,18 +22,7 @@ from tests.support import ledger
 from tests.support.scale import ROUNDS
 
 BACK_SECONDS = 30.0
-NOWHERE = Path("/nonexistent/ringfence-ledger")
 KINDS = ("node", "api", "launcher", "zygote", "agent", "program", "server")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OwnServer]:
-    """A server of our own; when it has stopped nothing is left."""
-    before = ledger.snapshot(NOWHERE)
-    own = OwnServer(TEMPLATES)
-    with own:
-        yield own
-    assert ledger.settle(own.state, before) == []
 
 
 def kind_of(pid: int, instance: str) -> str:

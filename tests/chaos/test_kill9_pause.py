@@ -7,14 +7,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from ringfence.attack.own_server import OwnServer
-from tests.chaos.conftest import TEMPLATES
-from tests.chaos.test_kill9 import NOWHERE, asker, back, strike, unowned
+from tests.chaos.test_kill9 import asker, back, strike, unowned
 from tests.support import ledger
 from tests.support.scale import ROUNDS
 
@@ -30,16 +28,6 @@ FAULTS = {
     "draining",
 }
 LOST = {"node_lost", "sandbox_lost"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[OwnServer]:
-    """A server of our own; when it has stopped nothing is left."""
-    before = ledger.snapshot(NOWHERE)
-    own = OwnServer(TEMPLATES)
-    with own:
-        yield own
-    assert ledger.settle(own.state, before) == []
 
 
 def made(server: OwnServer, data: bytes) -> str:

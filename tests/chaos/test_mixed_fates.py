@@ -12,20 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from ringfence.attack.own_server import OwnServer
-from tests.chaos.conftest import TEMPLATES
+from tests.chaos.conftest import NOWHERE, TEMPLATES
 from tests.support import ledger
 from tests.support.scale import RUNS
 
 CONNECTIONS = 8
 WARM_UP = 64  # runs before the first count: pools, caches and connections are there then
 MIB = 1024 * 1024
-NOWHERE = Path("/nonexistent/ringfence-ledger")
 
 
 @dataclass(frozen=True)

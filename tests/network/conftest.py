@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.network.lab import Lab, opened
+from tests.network.labnode import RUNTIMES, LabNode, need
 
 settings.register_profile("network", deadline=None)  # a busy machine is no failure
 settings.load_profile("network")
@@ -25,6 +26,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder: Path = tmp_path_factory.mktemp("lab")
     with opened(folder) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def node(lab: Lab) -> Iterator[LabNode]:
+    """One for all tests of a module, with every runtime that this machine has."""
+    need("jail")
+    made = LabNode(lab)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """Which way to isolate."""
+    need(request.param)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

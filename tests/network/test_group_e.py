@@ -77,22 +77,6 @@ def dns(name, kind=1, server=None):
 NO = {"denied", "ConnectionResetError", "ConnectionRefusedError"}
 
 
-@pytest.fixture(scope="module")
-def node(lab: Lab) -> Iterator[LabNode]:
-    """One with every runtime."""
-    need("jail")
-    made = LabNode(lab)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    """Which."""
-    need(request.param)
-    return str(request.param)
-
-
 Made = Callable[..., Live]
 
 

@@ -8,7 +8,6 @@ import signal
 import statistics
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,22 +34,6 @@ GOOD, EVIL = "good.example.com", "evil.example.net"
 NS_GET_USERNS = 0xB701  # linux/nsfs.h
 NO_WAY = ((101, "Network is unreachable"), (113, "No route to host"))  # Linux's and gVisor's word for the same
 WEB = [GOOD, {"domain": GOOD, "protocol": "http"}]
-
-
-@pytest.fixture(scope="module")
-def node(lab: Lab) -> Iterator[LabNode]:
-    """One for all of these tests."""
-    need("jail")
-    made = LabNode(lab)
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    """Which."""
-    need(request.param)
-    return str(request.param)
 
 
 def test_an_allowed_site_is_fetched_and_told_of(lab: Lab, node: LabNode, runtime: str) -> None:

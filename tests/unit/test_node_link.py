@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -13,25 +12,10 @@ from ringfence.guest import frames
 from ringfence.node.link import MAX_STREAMS
 from ringfence.node.server import Connection
 from ringfence.runtimes.fake.channel import Channel
-from tests.support.nodewire import Call, Node, Wire, node, until
+from tests.support.nodewire import Call, Node, Wire, until
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Node]:
-    """A node."""
-    async with node(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def wire(served: Node) -> AsyncIterator[Wire]:
-    """An api's connection to it."""
-    connected = await served.connect()
-    yield connected
-    connected.close()
 
 
 class Taken:

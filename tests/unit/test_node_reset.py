@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,6 @@ from tests.support.nodewire import Node, Wire, fields_of, node, until
 
 pytestmark = pytest.mark.anyio
 SLEEPS = {"op": "exec", "shell": "sleep 600", "detach": True, "tag": "start"}
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Node]:
-    """A node."""
-    async with node(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def wire(served: Node) -> AsyncIterator[Wire]:
-    """An api's connection to it."""
-    connected = await served.connect()
-    yield connected
-    connected.close()
 
 
 async def create(wire: Wire, begins: dict[str, Any] | bytes = b"", **fields: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,21 +21,6 @@ from tests.support.nodewire import Node, Wire, fields_of, node, until
 
 pytestmark = pytest.mark.anyio
 LIMITS = fields_of(Limits())
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Node]:
-    """A node."""
-    async with node(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def wire(served: Node) -> AsyncIterator[Wire]:
-    """An api's connection to it."""
-    connected = await served.connect()
-    yield connected
-    connected.close()
 
 
 # -- requests that are none -------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,6 @@ from ringfence.runtimes.fake import Fake, Host
 from tests.support.nodewire import Node, Wire, node, until
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Node]:
-    """A node."""
-    async with node(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def wire(served: Node) -> AsyncIterator[Wire]:
-    """An api's connection to it."""
-    connected = await served.connect()
-    yield connected
-    connected.close()
 
 
 def events(served: Node) -> list[dict[str, Any]]:

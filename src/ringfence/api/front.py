@@ -80,22 +80,24 @@ class Front:
                 remediation="the operator lists further names in allowed_hosts",
             )
 
-    def _faced(self, scope: Scope) -> bool:
-        """Whether a request is for the other face: by its host, or by what it says at a host of ours."""
-        if self._face is None:
-            return False
+    def _face_of(self, scope: Scope) -> Face | None:
+        """The other face, where a request is for it: by its host, or by what it says at a host of ours.
+
+        Raises MisdirectedRequest for a host of neither.
+        """
+        face = self._face
         host = _only(scope["headers"], b"host")
-        if host is not None and self._face.named(host_name(host)):
-            return True
+        if face is not None and host is not None and face.named(host_name(host)):
+            return face
         self._check_host(scope)
-        return self._face.wants(scope)
+        return face if face is not None and face.wants(scope) else None
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self._face is not None and self._faced(scope):
-                await self._served(self._face, scope, receive, send)
+            face = self._face_of(scope)
+            if face is not None:
+                await self._served(face, scope, receive, send)
                 return
-            self._check_host(scope)
         except RingfenceError as error:
             await refuse(send, error)
             return

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ringfence.attack.differences import DIFFERENCES
 from ringfence.attack.runner import BREACHED, DIFFERS, HELD, Row
 
 HEAD: Final = """# Attacks, and what held
@@ -90,9 +89,3 @@ def compared(text: str) -> dict[tuple[str, str], str]:
     ]
     runtimes = table[0][3:] if table else []
     return {(row[0], name): word for row in table[2:] for name, word in zip(runtimes, row[3:], strict=True)}
-
-
-def stale(names: Iterable[str]) -> list[str]:
-    """Probes that differences are written for and that do not exist."""
-    known = set(names)
-    return [name for entries in DIFFERENCES.values() for name in entries if name not in known]

@@ -8,7 +8,6 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +22,6 @@ def block(address: str, names: Iterable[str]) -> bytes:
     """The lines for these names, between our marks."""
     lines = [f"{address} {name}".encode() for name in dict.fromkeys(names)]
     return b"\n".join([_BEGIN, *lines, _END]) + b"\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """What became of the file."""
-
-    changed: bool
-    names: int
 
 
 class HostsFile:

@@ -211,7 +211,7 @@ class Sandboxes:
         try:
             return await self._changed(tenant, sandbox_id, header)
         finally:
-            self._oom_kills.pop(sandbox_id, None)  # its new group counts from none
+            self.forget_oom_kills(sandbox_id)
             self._ledger.on_reset(sandbox_id)
 
     async def stop(self, tenant: str, sandbox_id: str, reason: str = "stopped by its owner") -> wire.Sandbox:

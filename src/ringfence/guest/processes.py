@@ -25,6 +25,7 @@ from ringfence.guest.stream import Handler, Stream
 
 TAIL: Final = 64 * 1024  # bytes of each output kept for whoever attaches later
 GOING_SECONDS: Final = 0.25  # a runner that reported its end and is still there by then is made to go
+ENDING_SECONDS: Final = 1.0  # between a process's descriptors being closed and its end being told
 TERMINAL_HOLDS: Final = 128 * 1024  # more bytes than a terminal keeps on their way (64 KiB, and 4 KiB to be read)
 
 
@@ -47,9 +48,16 @@ def doomed(pid: int) -> bool | None:
 
 
 def was_killed(pid: int) -> bool:
-    """Whether our child, which is ending or has ended, does so by a signal; it stays to be reaped."""
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    return ended is not None and ended.si_code in {os.CLD_KILLED, os.CLD_DUMPED}
+    """Whether our child, which is ending or has ended, does so by a signal; it stays to be reaped.
+
+    One that has not ended within ENDING_SECONDS was not killed.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return ended.si_code in {os.CLD_KILLED, os.CLD_DUMPED}
 
 
 def kill(pid: int, number: int, privileged: bool) -> None:

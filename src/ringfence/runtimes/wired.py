@@ -71,3 +71,21 @@ class Wired:
         network, self._network = self._network, None
         if network is not None:
             await network.close()
+
+
+class OnWires:
+    """A runtime whose sandboxes can have a network: what `Networked` promises, kept by its share of it."""
+
+    _wired: Wired
+
+    async def allow(self, sandbox_id: str, policy: Policy) -> None:
+        """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
+        await self._wired.allow(sandbox_id, policy)
+
+    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
+        """These secrets from the next allow() on. Raises SandboxRefused and PlatformFault."""
+        await self._wired.entrust(sandbox_id, tenant, trust)
+
+    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
+        """Tell of every connection and question."""
+        self._wired.on_flow(heard)

@@ -16,10 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from ringfence.domain.egress import Policy
 from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import Limits
-from ringfence.domain.secrets import Trust
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import steps
 from ringfence.guest import syscalls as sc
@@ -33,7 +31,7 @@ from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
 from ringfence.runtimes.ready import ready
-from ringfence.runtimes.wired import Wired
+from ringfence.runtimes.wired import OnWires, Wired
 
 READY_SECONDS: Final = 20.0
 GONE_SECONDS: Final = 30.0
@@ -129,7 +127,7 @@ class ZygoteKey:
     digest: str
 
 
-class Jail:
+class Jail(OnWires):
     """See runtimes/base.py for what each verb promises.
 
     `without` and `fault` weaken or break the set-up so that tests can show what each layer holds back; no
@@ -242,18 +240,6 @@ class Jail:
         jailed = Jailed(spec.id, ends.host, layers, fork.pid, fork.pidfd, slot, zygote, ends.beside)
         self._live[spec.id] = jailed
         return jailed
-
-    async def allow(self, sandbox_id: str, policy: Policy) -> None:
-        """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
-        await self._wired.allow(sandbox_id, policy)
-
-    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
-        """These secrets from the next allow() on. Raises SandboxRefused and PlatformFault."""
-        await self._wired.entrust(sandbox_id, tenant, trust)
-
-    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
-        """Tell of every connection and question."""
-        self._wired.on_flow(heard)
 
     def _into_group(self, sandbox_id: str, pid: int, limits: Limits) -> None:
         self._groups.create(sandbox_id, limits)

@@ -16,11 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from ringfence.domain.egress import Policy
 from ringfence.domain.errors import RingfenceError, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import ID
-from ringfence.domain.secrets import Trust
 from ringfence.domain.template import ZygoteMode
 from ringfence.guest import runner
 from ringfence.guest import syscalls as sc
@@ -35,7 +33,7 @@ from ringfence.runtimes.oci import bundle, fences
 from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.versions import Found
 from ringfence.runtimes.ready import ready
-from ringfence.runtimes.wired import Wired
+from ringfence.runtimes.wired import OnWires, Wired
 
 LAUNCHER: Final = "ringfence.runtimes.oci.launcher"
 REPORT_SECONDS: Final = 20.0
@@ -157,7 +155,7 @@ class Launch:
         self.report = (self.report[0], -1)
 
 
-class Oci:
+class Oci(OnWires):
     """See runtimes/base.py for what each verb promises.
 
     `name` is "container" or "gvisor"; `tool` is the program that makes its sandboxes (versions.py chooses it).
@@ -329,18 +327,6 @@ class Oci:
         if not pid:
             raise SandboxRefused("the sandbox could not be launched", code="not_launched")
         return pid
-
-    async def allow(self, sandbox_id: str, policy: Policy) -> None:
-        """From now on this policy, and no connection that it does not allow. Raises PlatformFault."""
-        await self._wired.allow(sandbox_id, policy)
-
-    async def entrust(self, sandbox_id: str, tenant: str, trust: Trust) -> None:
-        """These secrets from the next allow() on. Raises SandboxRefused and PlatformFault."""
-        await self._wired.entrust(sandbox_id, tenant, trust)
-
-    def on_flow(self, heard: Callable[[str, dict[str, Any]], None]) -> None:
-        """Tell of every connection and question."""
-        self._wired.on_flow(heard)
 
     def claimed(self, sandbox_id: str, limits: Limits) -> None:
         """Somebody uses it now: its memory limit begins to make room for files.
