@@ -305,6 +305,23 @@ def test_a_job_dies_with_its_builder(tmp_path: Path) -> None:
     assert not Path(f"/proc/{found[0]}").exists()
 
 
+def test_an_ended_job_is_gone_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """At once, not a moment later: whoever asks next sees none of it, and its folder can be removed."""
+    for n in range(20):
+        place = tmp_path / str(n)
+        place.mkdir()
+        jobs.give(place)
+        read, write = os.pipe()
+        with jobs.start("unpack", place, rlimits={}, stdin=read, most=MOST) as process:
+            os.close(read)
+            deadline = time.monotonic() + 10
+            while not (found := _children(process.pid)) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            jobs.end(process)
+        os.close(write)
+        assert not _is_job(str(found[0]))
+
+
 def test_a_refused_layer_is_refused_through_the_job_too(staged: Path) -> None:
     """The code and the path reach the builder."""
     with pytest.raises(BadRequest, match=r"\.\./x") as caught:

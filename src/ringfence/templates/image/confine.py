@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -51,13 +52,20 @@ def _limit(config: dict[str, Any]) -> None:
         resource.setrlimit(number, (value, value))
 
 
-def _become_nobody(config: dict[str, Any]) -> None:
+def _die_with_parent(parent_fd: int) -> None:
+    """Ask for the parent's death as ours; it may have died before it could be asked for."""
+    sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
+    if select.select([parent_fd], [], [], 0)[0]:
+        raise ProcessLookupError("whoever started the job is gone")
+
+
+def _become_nobody(config: dict[str, Any], parent_fd: int) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     if config["privileged"]:
         os.setgroups([])
     # A change of ids clears this.
-    sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
+    _die_with_parent(parent_fd)
     os.umask(0o022)
     os.setsid()
 
@@ -141,10 +149,10 @@ def _fetch(config: dict[str, Any], folder_fd: int) -> None:
     os.execve(config["argv"][0], config["argv"], config["env"])  # noqa: S606 - skopeo, with our words
 
 
-def _inside(config: dict[str, Any]) -> None:
+def _inside(config: dict[str, Any], parent_fd: int) -> None:
     # By path and now: a bind needs a folder of this namespace, and the next lines give up the id that may go there.
     folder_fd = os.open(config["folder"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    _become_nobody(config)
+    _become_nobody(config, parent_fd)
     _limit(config)
     {"unpack": _unpack, "fetch": _fetch}[config["job"]](config, folder_fd)
 
@@ -165,7 +173,7 @@ def main() -> int:
             os.close(go)
             sc.execute(sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL))
             if os.read(waiting, 1):
-                _inside(config)
+                _inside(config, waiting)
                 status = 0
         except BaseException as error:  # noqa: BLE001 - the builder must hear why, whatever it was
             os.write(2, f"confine: {type(error).__name__}: {error}\n"[:2000].encode())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ PACKAGES: Final = Path(__file__).parents[3]
 BOOT: Final = (
     "import sys; sys.path.insert(0, {path!r}); from ringfence.templates.image.confine import main; sys.exit(main())"
 )
+ENDING_SECONDS: Final = 10.0  # for a killed process to be gone on the most crowded machine
+WORDS_BYTES: Final = 2000
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -73,3 +77,26 @@ def start(
         env={"PATH": PATH},
         cwd="/",
     )
+
+
+def end(process: subprocess.Popen[bytes]) -> str:
+    """Kill a job and wait until nothing of it holds its pipes any more; what it has complained about.
+
+    The process that was started is not the one that works: that one dies of its parent's death, a moment later.
+    """
+    process.kill()
+    words = bytearray()
+    deadline = time.monotonic() + ENDING_SECONDS
+    with selectors.DefaultSelector() as ready:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                ready.register(pipe, selectors.EVENT_READ)
+        while ready.get_map() and (events := ready.select(max(0.0, deadline - time.monotonic()))):
+            for key, _ in events:
+                data = os.read(key.fd, 65536)
+                if not data:
+                    ready.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    words += data[: WORDS_BYTES - len(words)]
+    process.wait(ENDING_SECONDS)
+    return words.decode("utf-8", "replace").strip()[:400]

@@ -194,8 +194,7 @@ def unpack(
         except (ValueError, KeyError, TypeError, RecursionError):
             raise PlatformFault("the job that unpacks a layer broke its protocol", code=FAILED) from None
         finally:
-            process.kill()
-        words = _last_words(process)
+            words = jobs.end(process)
     return _adopted(blob, folder, heard, words)
 
 
@@ -220,11 +219,6 @@ def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]
                 raise ValueError("a line is too long")
             yield from whole
     process.wait(timeout=max(1.0, deadline - time.monotonic()))
-
-
-def _last_words(process: subprocess.Popen[bytes]) -> str:
-    said = process.stderr.read(2000) if process.stderr else b""
-    return said.decode("utf-8", "replace").strip()[:400]
 
 
 def _adopted(blob: Blob, folder: Path, heard: _Heard, words: str) -> Layer:
