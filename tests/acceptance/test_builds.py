@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,9 @@ FILES = {
     "ringfence_sample-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     "ringfence_sample-1.0.dist-info/entry_points.txt": "[console_scripts]\nsample = ringfence_sample:main\n",
 }
-SAMPLE = Template(name="sample", wheels=("ringfence-sample",))
+BASE = recipe_named("base")
+# With the packages of `base`, so that its files are shared: a second bootstrap of Debian would show nothing more.
+SAMPLE = Template(name="sample", debian=BASE.debian, wheels=("ringfence-sample",))
 FONTS_IN_A_FRESH_HOME = """
 import logging, os, shutil
 logging.basicConfig(level=logging.INFO)  # Matplotlib tells at this level when it has to search for fonts
@@ -183,7 +186,7 @@ def test_a_job_inside_a_root_has_no_rights_and_no_network(sample: Built) -> None
 def test_an_equal_recipe_is_not_built_again_and_takes_new_limits(sample: Built, workshop: Path) -> None:
     """A template that differs only in what applies at start shares the root of the other."""
     told: list[Progress] = []
-    twin = build(Template(name="twin", description="the same", wheels=SAMPLE.wheels), workshop, told.append)
+    twin = build(dataclasses.replace(SAMPLE, name="twin", description="the same"), workshop, told.append)
     assert (twin.digest, twin.built_at) == (sample.digest, sample.built_at)
     assert [step.stage for step in told] == ["done"]
     assert Catalog(workshop).read("twin").template.description == "the same"
@@ -198,7 +201,7 @@ def test_building_again_from_the_same_packages_gives_the_same_digest(sample: Bui
 def test_a_wheel_that_does_not_exist_is_refused_by_name(workshop: Path) -> None:
     """The author of the template reads which name is wrong; nothing stays behind."""
     with pytest.raises(BadRequest, match="no-such-wheel") as caught:
-        build(Template(name="wrong", wheels=("no-such-wheel",)), workshop, _quiet)
+        build(dataclasses.replace(SAMPLE, name="wrong", wheels=("no-such-wheel",)), workshop, _quiet)
     assert caught.value.code == "wheel_not_found"
     assert _leftovers(workshop) == []
     assert "wrong" not in Catalog(workshop).load()
@@ -233,7 +236,7 @@ def test_building_again_heals_a_damaged_root(sample: Built, workshop: Path) -> N
 def test_a_killed_build_leaves_nothing_once_the_next_one_ran(workshop: Path, tmp_path: Path) -> None:
     """kill -9 in the middle: the next build sweeps its folder, and no process of it lives on."""
     recipe = tmp_path / "killed.toml"
-    recipe.write_text('name = "killed"\nwheels = ["ringfence-sample==1.0"]\n')
+    recipe.write_text(f'name = "killed"\ndebian = {json.dumps(BASE.debian)}\nwheels = ["ringfence-sample==1.0"]\n')
     argv = [sys.executable, "-m", "ringfence.templates.build", "--templates", str(workshop), str(recipe)]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as builder:
         while not list(workshop.glob("building-*/scratch")):
