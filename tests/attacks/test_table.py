@@ -185,6 +185,18 @@ def test_memory_past_the_limit_is_noticed() -> None:
     assert by(Observation((Ran("out_of_memory", said={"taken": 32 << 20}, peak_memory_bytes=64 << 20),))).held
 
 
+def test_a_group_past_its_limit_is_noticed_but_not_the_pages_of_who_is_dying() -> None:
+    """The kernel counts a few pages beyond a limit when it ends a group; a group that was not limited has far more."""
+
+    def held(peak: int) -> bool:
+        ran = Ran("out_of_memory", peak_memory_bytes=peak)
+        return measures.held_at_most(160 << 20)(Observation((ran,))).held
+
+    assert held(160 << 20)
+    assert held((160 << 20) + 3 * 4096)
+    assert not held(162 << 20)
+
+
 def test_a_changed_host_or_neighbour_is_a_breach_whatever_the_program_saw() -> None:
     """The host's canaries and the neighbour's health come before the probe's own judge."""
     calm: Judge = lambda _: Verdict(held=True, seen="fine")  # noqa: E731 - a judge is a function
