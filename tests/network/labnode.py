@@ -127,7 +127,7 @@ class LabNode(Node):
 
     def told(self, live: Live, kind: str) -> list[dict[str, Any]]:
         """Events of this kind about it. They come a moment after the program's own answer, so they are waited for."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 10
         while True:
             found = [one["data"] for one in list(self.events) if (one["type"], one["sandbox"]) == (kind, live.id)]
             if found or time.monotonic() > deadline:

@@ -41,7 +41,7 @@ WEB = [GOOD, "*.wild.example.com", {"domain": GOOD, "protocol": "http"}]
 SOON = 1.0
 
 
-def eventually(check: Callable[[], object], seconds: float = 3.0) -> object:
+def eventually(check: Callable[[], object], seconds: float = 20.0) -> object:
     """Wait for something that is under way."""
     deadline = time.monotonic() + seconds
     while not (found := check()) and time.monotonic() < deadline:

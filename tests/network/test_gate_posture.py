@@ -31,7 +31,7 @@ def status_of(pid: int) -> dict[str, str]:
 
 def eventually(check: Callable[[], bool]) -> bool:
     """Whether it comes true within some seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not (found := check()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found

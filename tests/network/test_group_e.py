@@ -106,7 +106,7 @@ def answers(node: LabNode, live: Live, code: str, **more: object) -> dict[str, s
     return found
 
 
-def eventually(check: Callable[[], object], seconds: float = 3.0) -> object:
+def eventually(check: Callable[[], object], seconds: float = 20.0) -> object:
     """Wait for something that is under way."""
     deadline = time.monotonic() + seconds
     while not (found := check()) and time.monotonic() < deadline:

@@ -10,13 +10,21 @@ from ringfence.domain.errors import SandboxRefused
 from ringfence.guest import frames
 
 
+def died() -> SandboxRefused:
+    """It ended before its first word."""
+    return SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
+
+
 async def ready(host: socket.socket) -> list[str]:
     """The layers in force, once the guest says so. Raises SandboxRefused; the deadline is the caller's."""
     parser, loop = frames.Parser(), asyncio.get_running_loop()
     while True:
-        data = await loop.sock_recv(host, frames.MAX_DATA)
+        try:
+            data = await loop.sock_recv(host, frames.MAX_DATA)
+        except ConnectionError:  # it died with our word to it unread
+            raise died() from None
         if not data:
-            raise SandboxRefused("the sandbox died while it was set up", code="died_in_setup")
+            raise died()
         for frame in parser.feed(data):
             message = json.loads(frame.payload)
             if "refused" in message:

@@ -30,7 +30,7 @@ from ringfence.runtimes.jail.batch import Batch
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.seccomp.compile import compile_filter
 from ringfence.runtimes.jail.zygotes import SLOTS, Fork, Zygote
-from ringfence.runtimes.ready import ready
+from ringfence.runtimes.ready import died, ready
 from ringfence.runtimes.wired import OnWires, Wired
 
 READY_SECONDS: Final = 20.0
@@ -232,6 +232,8 @@ class Jail(OnWires):
         except BaseException as error:
             ends.close()
             await self._clear(spec.id, fork, slot, zygote)
+            if isinstance(error, ConnectionError):
+                raise died() from error
             if isinstance(error, TimeoutError | OSError):
                 raise SandboxRefused(f"the sandbox did not become ready: {error}", code="not_ready") from error
             raise
@@ -384,10 +386,10 @@ class Jail(OnWires):
         for sandbox_id in list(self._live):
             await self.stop(sandbox_id)
         await self._wired.close()
-        for zygote in self._zygotes.values():
+        while self._zygotes:  # one that rests long enough may go by itself meanwhile
+            zygote = self._zygotes.popitem()[1]
             zygote.kill()
             await self._end_zygote(zygote)
-        self._zygotes.clear()
         if self._retiring:
             await asyncio.wait(list(self._retiring))
         self._grouped.close()
