@@ -5,6 +5,9 @@ SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
 TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables curl nodejs microsocks tinyproxy-bin
 
+# Set in many container images. Here hundreds of interpreters are started, and each would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench fuzz compat test-cgroup-v2 clean
 

@@ -283,8 +283,8 @@ def test_headers_of_one_connection_and_of_proxies_do_not_cross(api: EdgeApi, hos
     assert b"x-forwarded-proto: http" in lines
     assert b"x-forwarded-host: " + host.encode() in lines
     assert b"connection: close" in lines
-    for gone in (b"1.2.3.4", b"evil", b"x-once", b"keep-alive", b"te:", b"proxy", b"via", b"h2c", b"http2", b"weird"):
-        assert gone not in first
+    for gone in ("1.2.3.4", "evil", "x-once", "keep-alive", "te:", "proxy", "via", "upgrade", "http2", "weird"):
+        assert gone not in first.decode()
     assert b"1.2.3.4" not in second
     assert b"content_length" not in second
 

@@ -25,7 +25,7 @@ from tests.support.served import TEMPLATES
 TINY = Plan(
     oneshot=Pace(2, 5), numpy=Pace(1, 5), pandas=Pace(1, 5), interactive=Pace(1, 5), runtimes=Pace(1, 5),
     egress=Pace(2, 5), ingress=Pace(5, 5), edge_seconds={2: 0.2}, published=3,
-    load_seconds={1: 0.1, 8: 0.2}, yardstick_seconds=0.1, density=3, seconds=80, calm_part=0.05,
+    load_seconds={1: 0.1, 8: 0.2}, yardstick_seconds=0.1, density=3, seconds=300, calm_part=0.05,
 )  # fmt: skip
 built = pytest.mark.skipif(
     os.geteuid() != 0 or not all((Path(TEMPLATES) / f"index/{name}.json").exists() for name in ("base", "python")),
@@ -41,6 +41,7 @@ def commands(tmp_path: Path) -> dict[str, Command]:
 
 
 @built
+@pytest.mark.timeout(400)
 def test_a_short_bench_measures_everything_and_leaves_nothing() -> None:
     """Every measure gives figures, nothing fails, the picture is one, and the machine is as before."""
     report, picture = bench(TINY, Path(TEMPLATES), plot=True, say=lambda _words: None)
