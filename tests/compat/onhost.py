@@ -23,7 +23,10 @@ from ringfence.guest import syscalls as sc
 from ringfence.guest.plan import HOME, USER_ID
 
 SHARED = ("/proc", "/dev", "/sys")
-FRESH = ((HOME, "0755"), ("/tmp", "1777"), ("/var/tmp", "1777"), ("/run", "0755"), ("/dev/shm", "1777"))
+FRESH = (
+    (HOME, "0755"), ("/workspace", "0755"), ("/tmp", "1777"), ("/var/tmp", "1777"), ("/run", "0755"),
+    ("/dev/shm", "1777"),
+)  # fmt: skip
 CHILD_SUBREAPER = 36
 #: What RLIMIT numbers Python has no name for.
 SIGPENDING, MSGQUEUE, NICE, RTPRIO = 11, 12, 13, 14

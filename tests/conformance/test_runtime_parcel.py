@@ -29,7 +29,7 @@ def show(path):
     if stat.S_ISDIR(kind):
         for name in sorted(os.listdir(path)):
             show(path + b"/" + name)
-for top in (b"/home/user", b"/tmp/kept", b"/var/tmp"):
+for top in (b"/home/user", b"/workspace", b"/tmp/kept", b"/var/tmp"):
     show(top)
 """
 # Everything that has a form of its own: see ODD_ARE for what of it is looked at one by one.
@@ -47,6 +47,7 @@ with open("sparse", "wb") as f:
 open("nothing", "w").close()
 open("/tmp/kept/deep/er/file", "wb").write(os.urandom(100_000))
 open("/var/tmp/too", "w").write("kept as well")
+open("/workspace/own", "w").write("kept, too")
 os.mkfifo("pipe", 0o620)
 open("unreadable", "w").write("mine"); os.chmod("unreadable", 0)
 open("closed/inside", "w").write("x"); os.chmod("closed", 0)

@@ -18,6 +18,7 @@ MOUNTS = {
     "/run": SCRATCH,
     "/tmp": SCRATCH,
     "/var/tmp": SCRATCH,
+    "/workspace": SCRATCH,
     **{f"/dev/{name}": "" for name in ("null", "zero", "full", "random", "urandom", "tty")},
 }
 DEVICES = {

@@ -76,7 +76,7 @@ async def reset_sandbox(request: AnyRequest, sandbox_id: Id) -> wire.Sandbox:
 
 @post("/v1/sandboxes/{sandbox_id:str}/pause", opt=KEY, status_code=200, tags=["sandboxes"])
 async def pause_sandbox(request: AnyRequest, sandbox_id: Id, data: JSONBody[wire.PauseRequest]) -> wire.Sandbox:
-    """Keep a sandbox's files (home, /tmp, /var/tmp) and end everything else of it; answered when they are on disk."""
+    """Keep its files (home, /workspace, /tmp, /var/tmp), end all else of it; answered when they are on disk."""
     return await engine_of(request).pauses.pause(
         tenant_of(request), sandbox_id, memory=data is not None and data.memory
     )

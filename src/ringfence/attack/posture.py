@@ -33,7 +33,7 @@ ENVIRONMENT: Final = frozenset({
     "PIP_RETRIES",
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PROBE_FACTS",
 })  # fmt: skip
-WRITABLE: Final = ("/home/user", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/pts")  # noqa: S108 - names inside
+WRITABLE: Final = ("/home/user", "/tmp", "/var/tmp", "/run", "/dev/shm", "/dev/pts", "/workspace")  # noqa: S108 - names inside
 DEVICES: Final = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 
 

@@ -17,7 +17,7 @@ from ringfence.client import Sandbox
 def pause(shared: Shared, ids: tuple[str, ...], memory: bool) -> None:
     """Keep the files of sandboxes, and end everything else of them.
 
-    What is in /home/user, /tmp and /var/tmp is kept; programs end.
+    What is in /home/user, /workspace, /tmp and /var/tmp is kept; programs end.
     """
     with shared.client() as client:
         for id_ in ids:

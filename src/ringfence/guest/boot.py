@@ -60,7 +60,7 @@ class Scene(steps.Context):
     """What the steps are made from, and who the agent and its programs are."""
 
     def __init__(self, orders: Orders) -> None:
-        super().__init__(orders.plan, orders.seccomp, sc.landlock_abi() if orders.kernel == PLAIN else 0)
+        super().__init__(orders.plan, orders.seccomp, sc.landlock_abi() if orders.kernel == PLAIN else 0, "")
         self.kernel = orders.kernel
         self.ids = ids_of(orders.user)
         self.tid_address = sc.thread_id_address()  # asked now: the filter does not let anybody ask later
@@ -117,7 +117,7 @@ def scratch(ctx: steps.Context) -> steps.Calls:
     options = f"size={plan.scratch_bytes},mode=0755{bounded}"
     calls = sc.mount("tmpfs", _SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
     binds: steps.Calls = []
-    for name, place, mode, owner, flags in steps.SCRATCH_BINDS:
+    for name, place, mode, owner, flags in ctx.binds:
         uid, gid = ids if owner else (0, 0)
         source = f"{_SCRATCH}/{name}"
         calls += [sc.call("mkdir", source.encode(), mode), sc.call("chmod", source.encode(), mode)]

@@ -23,7 +23,6 @@ from ringfence.guest.stream import Handler, Stream
 
 #: Places for what belongs to running programs (sockets, pid files, shared memory), as empty afterwards as after a boot.
 PASSING: Final = ("/run", "/dev/shm")  # noqa: S108 - names of mounts
-KEPT: Final = [place for place in steps.WRITABLE if place not in PASSING]
 ALONE_SECONDS: Final = 10.0  # within which every program has gone, memory taken apart included
 LOOK_SECONDS: Final = 0.005
 REPORT_BYTES: Final = 4096
@@ -46,15 +45,22 @@ class Yard:
         self.tid_address = tid
 
 
+def kept() -> list[str]:
+    """The places that are put away: those that were bound into this sandbox, but the passing ones."""
+    places = [place for _, place, _, _, _ in steps.SCRATCH_BINDS if place not in PASSING]
+    workspace = steps.WORKSPACE[1]
+    return [*places, workspace] if os.path.ismount(workspace) else places
+
+
 def _packed(fd: int, identity: archive.Identity) -> dict[str, Any]:
     packer = archive.Packer(fd, identity)
-    packer.pack(KEPT)
+    packer.pack(kept())
     return {"count": packer.entries, "size": packer.size}
 
 
 def _unpacked(fd: int, identity: archive.Identity) -> dict[str, Any]:
     unpacker = archive.Unpacker(fd, identity)
-    unpacker.unpack(KEPT)
+    unpacker.unpack(kept())
     return {"count": unpacker.entries}
 
 

@@ -8,6 +8,7 @@ so that they can show each layer to be needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -37,16 +38,29 @@ SCRATCH_BINDS: Final = (
     ("run", "/run", 0o755, USER_ID, 0),
     ("shm", "/dev/shm", 0o1777, 0, sc.MS_NOEXEC),  # noqa: S108 - shared memory holds no programs
 )
-WRITABLE: Final = [place for _, place, _, _, _ in SCRATCH_BINDS]
+# Where agents of several frameworks work unless told otherwise, and which they would make in a root of their own.
+WORKSPACE: Final = ("workspace", "/workspace", 0o755, USER_ID, 0)
+
+
+def binds(root: str) -> list[tuple[str, str, int, int, int]]:
+    """Every place that may be written, where a template's files are at `root`. A workspace it has must be empty.
+
+    One with files in it is the template's own, and a link is not followed: nothing is mounted where it leads.
+    """
+    place, ours = root + WORKSPACE[1], False
+    with contextlib.suppress(OSError):
+        ours = not os.path.islink(place) and not os.listdir(place)
+    return [*SCRATCH_BINDS, WORKSPACE] if ours else list(SCRATCH_BINDS)
 
 
 class Context:
-    """What the steps are made from: the plan, the compiled filter, the kernel's Landlock ABI."""
+    """What the steps are made from: the plan, the compiled filter, the kernel's Landlock ABI, the template's root."""
 
-    def __init__(self, plan: Plan, seccomp: bytes, landlock_abi: int) -> None:
+    def __init__(self, plan: Plan, seccomp: bytes, landlock_abi: int, root: str = STAGE) -> None:
         self.plan = plan
         self.seccomp = seccomp
         self.landlock_abi = landlock_abi
+        self.binds = binds(root)
         # The lowest free descriptor while the sandbox is set up.
         self.free_fd = (FATE_FD if plan.lone else CHANNEL_FD) + 1
 
@@ -107,7 +121,7 @@ def scratch(ctx: Context) -> Calls:
     plan = ctx.plan
     options = f"size={plan.scratch_bytes},nr_inodes={plan.scratch_files},mode=0755,huge=never"
     calls = sc.mount("tmpfs", SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
-    for name, place, mode, owner, flags in SCRATCH_BINDS:
+    for name, place, mode, owner, flags in ctx.binds:
         source = f"{SCRATCH}/{name}"
         calls.append(sc.call("mkdir", source.encode(), mode))
         calls.append(sc.call("chmod", source.encode(), mode))
@@ -229,7 +243,8 @@ def capabilities(ctx: Context) -> Calls:
 
 def landlock(ctx: Context) -> Calls:
     """A second fence around files, and around signals and abstract sockets where the kernel has it."""
-    return sc.landlock(ctx.landlock_abi, WRITABLE, ctx.free_fd) if ctx.landlock_abi else []
+    writable = [place for _, place, _, _, _ in ctx.binds]
+    return sc.landlock(ctx.landlock_abi, writable, ctx.free_fd) if ctx.landlock_abi else []
 
 
 def seccomp(ctx: Context) -> Calls:

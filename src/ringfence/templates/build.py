@@ -32,7 +32,7 @@ from ringfence.templates.image.reference import parse
 from ringfence.templates.progress import Printer, Progress, Report, within
 
 # Part of every recipe: raise it when the builder makes different roots from the same template.
-BUILDER_VERSION: Final = 3
+BUILDER_VERSION: Final = 4
 IMAGE_BUILDER_VERSION: Final = 1
 DAMAGED: Final = ".damaged"
 PLACE: Final = re.compile(r"[0-9a-f]{64}(\.damaged)?")

@@ -29,7 +29,7 @@ REMOVED: Final = (
     # A crash reporter's hook that every start of Python would look for.
     "etc/python3*/sitecustomize.py", "usr/lib/python3*/sitecustomize.py",
 )  # fmt: skip
-MOUNT_POINTS: Final = ("dev", "home/user", "mnt", "proc", "run", "sys", "tmp", "var/tmp")
+MOUNT_POINTS: Final = ("dev", "home/user", "mnt", "proc", "run", "sys", "tmp", "var/tmp", "workspace")
 
 BASHRC: Final = r"""# Read by interactive shells.
 [ -z "$PS1" ] && return

@@ -19,6 +19,7 @@ PLACES = [
     "/root",
     "/var/cache",
     "/usr/share",
+    "/workspace",
 ]
 KEY = 0x52464E43
 

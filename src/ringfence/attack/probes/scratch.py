@@ -7,7 +7,7 @@ from ringfence.attack.probes.prelude import attempt, facts, name_of, say
 
 MOST = facts.get("most", 64 << 20)
 MOST_FILES = facts.get("most_files", 5000)
-PLACES = ["~", "/tmp", "/var/tmp", "/dev/shm", "/run"]
+PLACES = ["~", "/tmp", "/var/tmp", "/dev/shm", "/run", *(["/workspace"] if os.path.ismount("/workspace") else [])]
 
 
 def fill(path: str) -> tuple[int, str]:

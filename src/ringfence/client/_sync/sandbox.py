@@ -184,7 +184,7 @@ class Sandbox:
         return self.info
 
     def pause(self, *, memory: bool = False, deadline: float | None = None) -> wire.Sandbox:
-        """Keep its files (home, /tmp, /var/tmp) and end all else of it; `resume` has it again, by its id.
+        """Keep its files (home, /workspace, /tmp, /var/tmp) and end all else of it; `resume` has it again, by its id.
 
         Leaving the `with` leaves it paused. `memory` is refused: no runtime can keep that yet.
         """
