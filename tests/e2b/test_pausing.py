@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 
-from tests.e2b.server import Served
+from tests.e2b.server import Served, serving
 from tests.e2b.wire import Box, make
 
 NOT_FOUND = "The sandbox was not found"
@@ -71,5 +72,40 @@ def test_its_time_over_it_sleeps_and_wakes_when_it_may(server: Served, resumes: 
         with box.client() as inside:
             answer = inside.get("/files?path=file")
         assert (answer.status_code, answer.text == "kept\n") == ((200, True) if resumes else (502, False))
+        if resumes:  # it was given no time at last, and lives on for what it had at first
+            time.sleep(1)
+            assert state(box) == "running"
+            with server.client() as client:
+                left = datetime.fromisoformat(client.get(f"/sandboxes/{box.id}").json()["endAt"]).timestamp()
+            assert 250 < left - time.time() < 301
     finally:
         box.kill()
+
+
+def test_a_client_that_always_says_memory_has_its_files_kept_on_timeout(server: Served) -> None:
+    """The first create route: what it says of memory nobody said. A pause by hand is refused there too."""
+    asked = {"templateID": "base", "autoPause": True, "autoPauseMemory": True, "autoResume": {"enabled": True}}
+    with server.client() as client:
+        assert client.post("/v2/sandboxes", json=asked).status_code == 400
+        made = client.post("/sandboxes", json=asked)
+        assert made.status_code == 201, made.text
+        box = Box(server, made.json())
+        try:
+            assert client.get(f"/sandboxes/{box.id}").json()["lifecycle"] == {"onTimeout": "pause", "autoResume": True}
+            refused = client.post(f"/sandboxes/{box.id}/pause", json={"memory": True})
+            assert (refused.status_code, refused.json()["error_code"]) == (400, "pause_memory_unsupported")
+        finally:
+            box.kill()
+
+
+def test_an_operator_may_take_every_pause_for_one_of_files() -> None:
+    """With files_only_pause, for whoever does not say that memory is to be kept; who does say so is refused."""
+    with serving("[e2b]\nfiles_only_pause = true\n") as server, server.client() as client:
+        for path, body, status in (
+            ("/v2/sandboxes", {}, 204),
+            ("/v2/sandboxes", {"memory": True}, 400),
+            ("/sandboxes", {"memory": True}, 204),
+        ):
+            made = client.post(path, json={"templateID": "base"}).json()
+            assert client.post(f"/sandboxes/{made['sandboxID']}/pause", json=body).status_code == status, (path, body)
+            assert client.delete(f"/sandboxes/{made['sandboxID']}").status_code == 204

@@ -86,6 +86,7 @@ class Pauses:
         self._expiring: dict[str, asyncio.Task[None]] = {}
         self.at: Callable[[str], Awaitable[None]] = _went_on  # told of each moment: a test breaks us off there
         turns.wake = self.resume
+        self.least: Callable[[str], float] = _no_least  # seconds that a sandbox lives which nobody gave any
         sandboxes.remove_paused = self.remove
         ledger.on_expired = self._time_over
 
@@ -232,7 +233,7 @@ class Pauses:
     # --- resuming ---
 
     async def resume(self, tenant: str, sandbox_id: str, ttl_seconds: float | None = None) -> wire.Sandbox:
-        """A sandbox again, with the files it had, for `ttl_seconds` or as long as it was last given.
+        """A sandbox again, with the files it had, for `ttl_seconds` or as long as it was last given and `least` says.
 
         Raises NotFound, Conflict `sandbox_running`, `sandbox_ended` or `template_gone`, OverQuota, platform faults;
         then it is paused as before.
@@ -252,7 +253,8 @@ class Pauses:
         if row.state is not State.PAUSED or kept is None:
             raise Conflict(f"the sandbox is {row.state.value}", code=_CODES.get(row.state, "sandbox_ended"))
         self._sandboxes.accepting()
-        ttl = min(ttl_seconds or row.ttl_seconds or 300.0, self._sandboxes.policy.ceiling(tenant).max_ttl_seconds)
+        ttl = ttl_seconds or max(row.ttl_seconds or 300.0, self.least(sandbox_id))
+        ttl = min(ttl, self._sandboxes.policy.ceiling(tenant).max_ttl_seconds)
         begun = time.monotonic()
         with self._admission.creating(tenant):
             try:
@@ -398,6 +400,10 @@ _CODES: Final = {State.RUNNING: "sandbox_running", State.STARTING: "sandbox_runn
 
 async def _went_on(_moment: str) -> None:
     return
+
+
+def _no_least(_: str) -> float:
+    return 0.0
 
 
 def _why(ended: wire.Sandbox) -> dict[str, str]:

@@ -116,8 +116,9 @@ class Control:
     async def _make(self, tenant: str, asked: shapes.NewSandbox, *, first: bool) -> Face:
         metadata, env = asked.metadata or {}, asked.env or {}
         checks.environment(env)
-        pause = on_timeout(asked, self._settings)
+        pause = on_timeout(asked, self._settings, always_said=first)
         policy = network.egress(asked.network, asked.allow_internet_access, self._settings, always_said=first)
+        seconds = max(DEFAULT_SECONDS if asked.timeout is None else asked.timeout, SOONEST)
         public = asked.network.allow_public_traffic if asked.network is not None else None
         record = Record(
             token=new_token(),
@@ -129,13 +130,15 @@ class Control:
             internet=asked.allow_internet_access,
             auto_pause=pause,
             auto_resume=asked.auto_resume is not None and asked.auto_resume.enabled,
+            seconds=seconds,
+            first=first,
         )
         request = wire.SandboxRequest(
             template=template_of(asked.template),
             isolation=self._settings.isolation,
             limits=self._limits(tenant),
             labels=labels_of(metadata),
-            ttl_seconds=max(DEFAULT_SECONDS if asked.timeout is None else asked.timeout, SOONEST),
+            ttl_seconds=seconds,
             egress=policy,
             **self._pausing.words(record),
         )

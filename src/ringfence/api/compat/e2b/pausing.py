@@ -1,4 +1,9 @@
-"""Pause and resume: files are kept, memory is not, and whoever asks for memory is told so."""
+"""Pause and resume: files are kept, memory is not, and whoever asks for memory is told so.
+
+Clients of the first create route say that memory is kept whether or not their user did; that says nothing. What they
+want on timeout is not to lose their files, so it is done. A pause by hand is refused as ever, unless the operator says
+that files will do.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +22,16 @@ def _no_memory(what: str) -> BadRequest:
     return BadRequest(
         f"{what} would keep the memory of programs, which no runtime here can do",
         code=UNSUPPORTED,
-        remediation="ask for a pause that keeps files alone (memory: false)",
+        remediation="ask for a pause that keeps files alone (memory: false); "
+        "the operator may take every pause for one by [e2b] files_only_pause",
     )
 
 
-def on_timeout(asked: shapes.NewSandbox, settings: E2bSettings) -> bool:
-    """Whether it is paused rather than killed when its time is over. Raises BadRequest for what cannot be."""
+def on_timeout(asked: shapes.NewSandbox, settings: E2bSettings, *, always_said: bool = False) -> bool:
+    """Whether it is paused rather than killed when its time is over. Raises BadRequest for what cannot be.
+
+    `always_said`: that memory is kept was said by the client itself.
+    """
     resumes = asked.auto_resume is not None and asked.auto_resume.enabled
     if not asked.auto_pause:
         if asked.auto_pause_memory is not None and asked.auto_pause_memory is False:
@@ -30,7 +39,8 @@ def on_timeout(asked: shapes.NewSandbox, settings: E2bSettings) -> bool:
         if resumes:
             raise BadRequest("autoResume is for sandboxes with autoPause", code="bad_lifecycle")
         return False
-    if asked.auto_pause_memory is not False and not (asked.auto_pause_memory is None and settings.files_only_pause):
+    unsaid = asked.auto_pause_memory is None and settings.files_only_pause
+    if asked.auto_pause_memory is not False and not unsaid and not always_said:
         raise _no_memory("autoPause")
     return True
 
@@ -48,7 +58,8 @@ class Pausing:
 
     async def pause(self, face: Face, asked: shapes.Pause) -> None:
         """Keep its files, end its programs. Raises BadRequest where memory was to be kept, Conflict, OverQuota."""
-        if asked.memory is not False and not (asked.memory is None and self._settings.files_only_pause):
+        said = asked.memory is not None and not (asked.memory and face.record.first)
+        if asked.memory is not False and (said or not self._settings.files_only_pause):
             raise _no_memory("pause")
         await self._engine.pauses.pause(face.tenant, face.id)
 

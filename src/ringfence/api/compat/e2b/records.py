@@ -21,6 +21,7 @@ from ringfence.store.base import CompatRow, Store
 _log: Final = logging.getLogger(__name__)
 TOKEN_BYTES: Final = 32
 DOUBT_SECONDS: Final = 2.0
+WOKEN_SECONDS: Final = 300.0  # E2B's documentation of auto-resume: five minutes, or the time at create if longer
 MOST_FINISHED: Final = 512  # started programs remembered of one sandbox
 
 
@@ -36,6 +37,8 @@ class Record(msgspec.Struct, kw_only=True):
     internet: bool | None = None
     auto_pause: bool = False
     auto_resume: bool = False
+    seconds: float = 0.0  # its time at create
+    first: bool = False  # made by the first create route, whose clients say some things whatever their user wants
 
 
 def new_token() -> str:
@@ -121,6 +124,7 @@ class Registry:
         self._faces: dict[str, Face] = {}
         self._holders: dict[bytes, str] = {}  # who was given a token, by its digest
         engine.ledger.on_gone.append(self.gone)
+        engine.pauses.least = self.least
 
     def begin(self) -> None:
         """Read back what an earlier process kept."""
@@ -148,6 +152,11 @@ class Registry:
             there = living is not None or self.asleep(known)
             return known if there and not known.dead else None
         return self._adopted(*living) if living is not None else None
+
+    def least(self, sandbox_id: str) -> float:
+        """How long one of ours lives at least that was woken by being used: what it was given last was to end it."""
+        face = self._faces.get(sandbox_id)
+        return max(face.record.seconds, WOKEN_SECONDS) if face is not None and face.record.auto_resume else 0.0
 
     def asleep(self, face: Face) -> bool:
         """Whether it is paused, or on its way into a pause or out of it."""
