@@ -45,7 +45,8 @@ _BY_CODE: Final = {
     "guest_not_found": "not_found",
     "guest_not_running": "not_found",
     "guest_exists": "already_exists",
-    "guest_permission": "permission_denied",
+    # Their daemon is root and knows no such failure; for a path that will not do their clients have this one word.
+    "guest_permission": "invalid_argument",
     "guest_no_space": "resource_exhausted",
     "guest_no_input": "internal",
     "guest_io": "internal",

@@ -22,6 +22,7 @@ from ringfence.domain.errors import BadRequest, RingfenceError
 RAW: Final = "application/octet-stream"
 PIECE: Final = 256 * 1024  # of what is unpacked at once
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_STATUS: Final = {"guest_no_space": 507, "guest_not_found": 404, "guest_permission": 400}
 _OPERATION: Final = {"GET": "read", "HEAD": "read", "POST": "write"}
 
 
@@ -37,9 +38,7 @@ def signed_words(exchange: Exchange) -> Signed | None:
 
 def status_of(error: RingfenceError) -> int:
     """The status of a failure with a file."""
-    return (
-        507 if error.code == "guest_no_space" else 404 if error.code == "guest_not_found" else refusals.status_of(error)
-    )
+    return _STATUS.get(error.code) or refusals.status_of(error)
 
 
 async def serve(call: Call) -> None:
