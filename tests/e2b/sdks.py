@@ -23,10 +23,14 @@ JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1") if EVERY else (NEWEST, "2.0.1
 
 def python(version: str) -> Path:
     """A directory for PYTHONPATH with this release and what it needs."""
-    wanted = "e2b" if version == NEWEST else f"e2b=={version}"
+    return packages(version, "e2b" if version == NEWEST else f"e2b=={version}")
+
+
+def packages(name: str, *wanted: str) -> Path:
+    """A directory for PYTHONPATH with these releases from PyPI and what they need, as wheels: nothing is built."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
     tag = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]
-    return _fetched(f"{tag}-{version}", lambda place: [*pip, str(place), wanted])
+    return _fetched(f"{tag}-{name}", lambda place: [*pip, "--target", str(place), *wanted])
 
 
 def node() -> Path:
@@ -55,10 +59,7 @@ def python_interpreter(client: str, interpreter: str) -> Path:
         name if version == NEWEST else f"{name}=={version}"
         for name, version in (("e2b", client), ("e2b-code-interpreter", interpreter))
     ]
-    tag = f"py{sys.version_info.major}.{sys.version_info.minor}-ci"
-    name = f"{tag}-{client}-{interpreter}" if client != NEWEST else f"{tag}-{NEWEST}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]
-    return _fetched(name, lambda place: [*pip, str(place), *wanted])
+    return packages(f"ci-{client}-{interpreter}" if client != NEWEST else f"ci-{NEWEST}", *wanted)
 
 
 def javascript_interpreter(version: str) -> Path:

@@ -22,7 +22,6 @@ from ringfence.store.base import e2b_spelling
 from tests.support.served import TEMPLATES, free_port, key
 
 DOMAIN = "sbx.test"
-NAMESERVER = "127.53.53.53"
 # A resolver of one's own for one program: some clients look at no file but this one, and at no port but 53.
 WITH_NAMES = ["unshare", "--mount", "--", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"']
 
@@ -37,6 +36,7 @@ class Served:
     other_key: str
     edge_port: int
     state: Path
+    nameserver: str
 
     def env(self, *, domain: bool) -> dict[str, str]:
         """The environment of a user's program: nothing else of E2B's is set."""
@@ -64,7 +64,8 @@ def serving(settings: str = "") -> Iterator[Served]:
     state.chmod(0o755)
     config, edge_port = state / "server.toml", free_port()
     config.write_text(f"[edge]\nport = {edge_port}\n{settings}")
-    (state / "resolv.conf").write_text(f"nameserver {NAMESERVER}\n")
+    nameserver = f"127.53.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}"  # no other test process asks there
+    (state / "resolv.conf").write_text(f"nameserver {nameserver}\n")
     words = ["--state", str(state), "--templates", TEMPLATES, "--port", str(free_port()), "--config", str(config)]
     with (state / "log").open("wb") as log:
         child = subprocess.Popen(
@@ -76,7 +77,7 @@ def serving(settings: str = "") -> Iterator[Served]:
         assert url, (state / "log").read_text()
         database = state / "api" / "ringfence.db"
         keys = [e2b_spelling(key(database, tenant)) for tenant in ("ada", "bob")]
-        yield Served(url, int(url.rpartition(":")[2]), *keys, edge_port, state)
+        yield Served(url, int(url.rpartition(":")[2]), *keys, edge_port, state, nameserver)
     finally:
         child.terminate()
         child.communicate(timeout=40)
@@ -98,21 +99,21 @@ def _url(child: subprocess.Popen[bytes]) -> str:
 
 
 @contextlib.contextmanager
-def named() -> Iterator[None]:
-    """While it lasts, names of the domain are known to who asks our own name server."""
+def named(server: Served) -> Iterator[None]:
+    """While it lasts, names of the domain are known to who asks the server's own name server."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "ringfence", "hosts", "--domain", DOMAIN, "--dns", f"{NAMESERVER}:53"],
+        [sys.executable, "-m", "ringfence", "hosts", "--domain", DOMAIN, "--dns", f"{server.nameserver}:53"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        _await_names(child)
+        _await_names(child, server.nameserver)
         yield
     finally:
         child.terminate()
         child.wait(20)
 
 
-def _await_names(child: subprocess.Popen[bytes]) -> None:
+def _await_names(child: subprocess.Popen[bytes], nameserver: str) -> None:
     labels = b"".join(bytes([len(part)]) + part.encode() for part in f"api.{DOMAIN}".split("."))
     question = b"\1\1\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
     deadline = time.monotonic() + 20
@@ -120,7 +121,7 @@ def _await_names(child: subprocess.Popen[bytes]) -> None:
         asking.settimeout(0.2)
         while time.monotonic() < deadline and child.poll() is None:
             with contextlib.suppress(OSError):
-                asking.sendto(question, (NAMESERVER, 53))
+                asking.sendto(question, (nameserver, 53))
                 if asking.recv(512):
                     return
             time.sleep(0.05)

@@ -52,7 +52,7 @@ def running(server: Served) -> Iterator[dict[Way, Future[dict[str, str | None]]]
     """All of them, begun at once."""
     if os.geteuid() != 0:
         sdks.absent("names for one program alone need root")
-    with named(), ThreadPoolExecutor(AT_ONCE) as pool:
+    with named(server), ThreadPoolExecutor(AT_ONCE) as pool:
         yield {way: pool.submit(smoke, server, *way[:2], domain=way[2], mib=_mib(way)) for way in WAYS}
 
 

@@ -1,0 +1,25 @@
+"""LangChain's deep agents with `langchain-e2b`, as published."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.e2b import sdks
+from tests.e2b_integrations.harness import failures, server
+
+
+@pytest.mark.timeout(400)  # it may have to be fetched
+@pytest.mark.parametrize("isolation", ["jail", "container", "gvisor"])
+def test_its_deep_agents_work_unmodified(isolation: str) -> None:
+    """Every tool of theirs, on every runtime."""
+    release = sdks.packages(f"langchain-e2b-{sdks.NEWEST}", "langchain-e2b")
+    with server(f'[e2b]\nisolation = "{isolation}"\n') as made:
+        with made.client() as client:
+            seen = client.post("/v2/sandboxes", json={"templateID": "base", "timeout": 1})
+        if seen.status_code == 400 and os.environ.get("CI") != "true":
+            pytest.skip(seen.json()["message"])
+        assert seen.status_code == 201, seen.text
+        wrong = failures(made, release, "with_langchain.py")
+    assert not wrong, "\n".join(f"{name}: {error}" for name, error in wrong.items())

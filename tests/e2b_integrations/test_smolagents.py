@@ -1,0 +1,17 @@
+"""smolagents, as published: its agents write code, and the code runs here."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2b import sdks
+from tests.e2b_integrations.harness import failures, server
+
+
+@pytest.mark.timeout(400)  # it may have to be fetched
+def test_its_code_agents_work_unmodified() -> None:
+    """With `executor_type="e2b"`: steps, errors, tools, values, pictures, packages, options, a step without end."""
+    release = sdks.packages(f"smolagents-{sdks.NEWEST}", "smolagents[e2b]")
+    with server() as made:
+        wrong = failures(made, release, "with_smolagents.py")
+    assert not wrong, "\n".join(f"{name}: {error}" for name, error in wrong.items())
