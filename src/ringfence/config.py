@@ -181,7 +181,7 @@ class E2bSettings(Settings, frozen=True):
     isolation: str = "auto"
     files_only_pause: bool = False
     limits: dict[str, int | float] = msgspec.field(
-        default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0}
+        default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0, "processes": 256}
     )
 
     def check(self, floor: Floor) -> None:

@@ -373,6 +373,37 @@ def test_a_full_disk_is_told_as_such(server: Served) -> None:
         small.kill()
 
 
+FILL = """import os, time
+if os.fork():
+    os._exit(0)
+while True:
+    try:
+        child = os.fork()
+    except OSError:
+        time.sleep(0.01)
+        continue
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+"""
+
+
+def test_one_program_too_many_is_told_as_such(server: Served) -> None:
+    """As a limit, not as a sandbox that is gone: clients take the one for the other by a single word."""
+    full = make(server)
+    try:
+        full.run(f"python3 -c '{FILL}' >/dev/null 2>&1")
+        deadline, last = time.time() + 20, {}
+        while "error" not in last:
+            assert time.time() < deadline
+            last = full.stream(START, envelope({"process": {"cmd": "/bin/true"}, "stdin": False}))[-1][1]
+        assert last["error"]["code"] == "resource_exhausted", last
+        with full.client() as inside:
+            assert inside.get("/health").status_code == 204
+    finally:
+        full.kill()
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

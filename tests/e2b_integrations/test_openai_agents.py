@@ -9,7 +9,6 @@ import pytest
 from tests.e2b import sdks
 from tests.e2b_integrations.harness import failures, server
 
-
 PROGRAM = "with_openai_agents.py"
 
 

@@ -177,6 +177,17 @@ async def a_session_does_what_its_interface_says() -> None:
     assert await state(sandbox_id) == "gone"
 
 
+@held
+async def as_many_terminals_as_the_framework_keeps_are_no_matter() -> None:
+    """Each with a shell and a program in it, all at once."""
+    session = await CLIENT.create(manifest=FILES, options=options())
+    async with session:
+        starts = (session.pty_exec_start(f"echo at {n}; cat", tty=True, yield_time_s=3) for n in range(40))
+        for number, update in enumerate(await asyncio.gather(*starts)):
+            assert update.process_id is not None, update
+            assert f"at {number}\r".encode() in update.output, update
+
+
 async def quiet(session: Any) -> bool:
     """Whether nothing sleeps in there any more."""
     return "sleep" not in await text(session, "for each in /proc/[0-9]*/comm; do cat $each; done 2>/dev/null")

@@ -50,7 +50,7 @@ _BY_CODE: Final = {
     "guest_no_space": "resource_exhausted",
     "guest_no_input": "internal",
     "guest_io": "internal",
-    "guest_busy": "unavailable",
+    "guest_busy": "resource_exhausted",  # unavailable means to them that the sandbox is gone
     "over_quota": "resource_exhausted",
     "body_timeout": "deadline_exceeded",
 }
