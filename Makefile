@@ -37,6 +37,7 @@ check: setup  ## Lint, format, types, architecture
 
 bench:  ## Measure this machine, beside bubblewrap and runc, into out/bench.*
 	@tools/setup.sh bubblewrap runc runsc || tools/setup.sh
+	@.venv/bin/ringfence templates build code-interpreter-v1 >/dev/null
 	@.venv/bin/ringfence bench --save out/bench.json --plot out/bench.png $(ARGS)
 
 fuzz: setup  ## Feed the frame parser what nobody expects, for SECONDS=60

@@ -111,6 +111,7 @@ READS_ENVIRONMENT = {
     "ringfence.attack.probes": "programs that are sent into a sandbox; what they read is what a stranger would find",
     "ringfence.attack.own_server": "starts a server of its own with our environment, less our settings",
     "ringfence.attack.command": "NO_COLOR, which every command line program honours",
+    "ringfence.bench.e2b": "where caches are kept, and the environment of a client as its user has it, less settings",
     "ringfence.doctor.report": "NO_COLOR, which every command line program honours",
     "ringfence.guest.agent": "inside a sandbox the environment is the template's, and what programs inherit",
     "ringfence.guest.boot": "the same, for an agent that a container tool started",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ringfence.templates.catalog import Catalog
 from tests.e2b import sdks
 from tests.e2b.server import Served, serving
+from tests.e2b.wire import Box, make
 from tests.e2b_interpreter.conftest import missing
 from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES
 
@@ -67,6 +70,29 @@ def test_javascript(server: Served, version: str, domain: bool) -> None:
     """Every claim, with this release, by a URL or by a domain."""
     place = sdks.javascript_interpreter(version)
     judged(claims([str(sdks.node()), str(HERE / "smoke.mjs"), str(place)], server.env(domain=domain)))
+
+
+def kernels(box: Box) -> list[int]:
+    """Those that run, as our own API lists them."""
+    with httpx.Client(base_url=box.server.url, headers={"Authorization": f"Bearer {box.server.key}"}) as client:
+        listed = client.get(f"/v1/sandboxes/{box.id}/processes").raise_for_status().json()["processes"]
+    return [each["pid"] for each in listed if each["running"]]
+
+
+def test_a_sandbox_for_cells_starts_with_a_kernel(server: Served) -> None:
+    """It is there before a cell is, it is the one that the first cell gets, and no command of the client's."""
+    box = make(server, templateID=TEMPLATE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (first := kernels(box)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with box.client(**{"E2b-Sandbox-Port": "49999"}) as client:
+            assert '"text": "2"' in client.post("/execute", json={"code": "1 + 1"}).text
+        assert kernels(box) == first
+        assert box.call("/process.Process/List", {}).json() == {"processes": []}
+    finally:
+        box.kill()
 
 
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])

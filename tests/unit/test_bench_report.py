@@ -62,6 +62,16 @@ def ports(count: int = 1000, **changed: Any) -> dict[str, Any]:
     } | changed  # fmt: skip
 
 
+def clients(**changed: Any) -> dict[str, Any]:
+    """What E2B's client takes beside ours."""
+    steps = ("create", "first_command", "first_code", "next_code", "up", "down", "kill")
+    rows = {name: {step: summary([2.0]) for step in steps} for name in ("e2b", "ringfence", "ratio_in_pairs")}
+    return {
+        "template": "code-interpreter-v1", "absent": {}, "version": "e2b 2.0", "failures": 0, "reasons": [],
+        "isolations": {"jail": rows},
+    } | changed  # fmt: skip
+
+
 def made(**changed: Any) -> dict[str, Any]:
     """A whole report in which every promise holds."""
     base: dict[str, Any] = {
@@ -71,7 +81,7 @@ def made(**changed: Any) -> dict[str, Any]:
                     "idle_charged_mib": 1.1},
         "runtimes": {"template": "base", "by_hand": {}, "absent": {}, "runtimes": {
             name: {"warm_code": summary([4.0, 4.0]), "idle_charged_mib": 1.0} for name in ("container", "gvisor")}},
-        "egress": policies(), "ingress": ports(),
+        "egress": policies(), "ingress": ports(), "e2b": clients(),
         "failed": {}, "left_out": [], "left": [], "seconds": 1.0,
         "machine": {"cpu": "c", "cores": 2, "memory_mib": 1, "virtual_machine": True, "system": "s", "kernel": "k"},
         "versions": {"measured_python": "Python 3"}, "load_average": {"start": [0], "end": [0]},
@@ -149,7 +159,8 @@ def test_failures_of_every_measure_are_added() -> None:
     report = {"latency": {"oneshot": {"failures": {"bwrap": 2}}}, "density": density}
     report["throughput"] = {"ringfence": {"8": {"failures": 3}}}
     report["ingress"] = ports(wrong_answers=1, strangers_let_in=2)
-    assert module.failures(report) == 10
+    report["e2b"] = clients(failures=4)
+    assert module.failures(report) == 14
 
 
 @pytest.mark.parametrize(("changed", "plain", "strict"), [
@@ -173,8 +184,20 @@ def test_people_get_tables() -> None:
     text = out.getvalue()
     for words in ("pass", "ringfence over HTTP", "One-shot runs a second", "alive at once", "all 1 layers in force",
                   "left behind: process 7", "FAILED pandas: no such module", "runc (absent)", "a policy of one rule",
-                  "through the gate", "published at once", "Traefik alone", "Requests under load"):  # fmt: skip
+                  "through the gate", "published at once", "Traefik alone", "Requests under load",
+                  "E2B's client beside ours: jail", "first run_code", "E2B's client: e2b 2.0"):  # fmt: skip
         assert words in text
+
+
+def test_a_client_that_cannot_be_fetched_is_told_and_ours_is_still_there() -> None:
+    """Without a way to PyPI the bench says so, and goes on."""
+    out = io.StringIO()
+    none = dict.fromkeys(("create", "up"))
+    rows = {"e2b": none, "ratio_in_pairs": none, "ringfence": {"create": summary([7.5])}}
+    alone = clients(absent={"e2b": "cannot be fetched"}, version=None, isolations={"jail": rows})
+    show(Console(file=out, width=200), made(e2b=alone))
+    assert "e2b: e2b not measured: cannot be fetched" in out.getvalue()
+    assert "7.50" in out.getvalue()
 
 
 def test_missing_layers_are_shouted() -> None:

@@ -24,7 +24,7 @@ from tests.support.served import TEMPLATES
 
 TINY = Plan(
     oneshot=Pace(2, 5), numpy=Pace(1, 5), pandas=Pace(1, 5), interactive=Pace(1, 5), runtimes=Pace(1, 5),
-    egress=Pace(2, 5), ingress=Pace(5, 5), edge_seconds={2: 0.2}, published=3,
+    egress=Pace(2, 5), ingress=Pace(5, 5), e2b={"jail": 1}, edge_seconds={2: 0.2}, published=3,
     load_seconds={1: 0.1, 8: 0.2}, yardstick_seconds=0.1, density=3, seconds=300, calm_part=0.05,
 )  # fmt: skip
 built = pytest.mark.skipif(
@@ -55,6 +55,9 @@ def test_a_short_bench_measures_everything_and_leaves_nothing() -> None:
     assert found["ingress"]["loads"]["ringfence"]["2"]["runs"] > 0
     assert found["egress"]["connection_ms"]["gate"]["p50"] > 0
     assert set(found["throughput"]["ringfence"]["8"]["cpu_ms_per_run"]) >= {"api", "node", "sandboxes"}
+    steps = found["e2b"]["isolations"]["jail"]
+    assert all(steps["ringfence"].values())
+    assert "e2b" in found["e2b"]["absent"] or all(steps["e2b"].values())
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
 

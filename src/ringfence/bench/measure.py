@@ -19,6 +19,7 @@ from ringfence.bench import egress, ingress, interactive, isolations, machine, p
 from ringfence.bench.calm import Gate
 from ringfence.bench.comparison import unfenced
 from ringfence.bench.density import Crowd
+from ringfence.bench.e2b import measure as clients
 from ringfence.bench.exchange import Connection, Target
 from ringfence.bench.latency import Pace, alternate, served, spawned
 from ringfence.bench.leftovers import left
@@ -34,6 +35,7 @@ from ringfence.templates.catalog import Built, Catalog
 Say = Callable[[str], None]
 LATENCIES: Final = {"oneshot": PLAIN, "numpy": NUMPY, "pandas": PANDAS}
 IDLE_TEMPLATE: Final = "python"
+CALM_SECONDS: Final = 0.2  # that may go into waiting for a calm machine, for each round of the two clients
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Bench:
     clock: Clock
     say: Say
     work: Path
+    templates: Path
     report: Report = field(default_factory=dict)
     chance: random.Random = field(default_factory=random.Random)
 
@@ -84,6 +87,9 @@ class Bench:
             self.report["ingress"] = ingress.measure(
                 self.server, plan.published, plan.ingress, plan.edge_seconds, self.work, self.chance
             )
+        elif name == "e2b":
+            gate = Gate(sum(plan.e2b.values()) * CALM_SECONDS)
+            self.report["e2b"] = clients.measure(self.work, self.templates, plan.e2b, gate, self.chance)
         else:
             with Connection(self.server.target) as connection:
                 gate = self._gate(plan.interactive)
@@ -175,7 +181,7 @@ def bench(plan: Plan, templates: Path, *, plot: bool, say: Say) -> tuple[Report,
                 wanted.append(PLAIN)
             found = peers.look(place, wanted) if wanted else []
             report["peers"] = {each.peer.name: each.told() for each in found}
-            Bench(plan, server, yardstick, outside, found, clock, say, place.work, report).everything()
+            Bench(plan, server, yardstick, outside, found, clock, say, place.work, templates, report).everything()
             report = {**headline(report), **report}
             report["bars"] = verdicts(report)
             picture = _picture(server, report) if plot else None

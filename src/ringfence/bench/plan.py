@@ -19,6 +19,7 @@ MEASURES: Final = (
     "runtimes",
     "egress",
     "ingress",
+    "e2b",
 )
 
 
@@ -33,6 +34,7 @@ class Plan:
     runtimes: Pace
     egress: Pace
     ingress: Pace  # of the requests that are sent one by one
+    e2b: Mapping[str, int]  # rounds of both clients, by way to isolate
     edge_seconds: Mapping[int, float]  # of each load on published ports, by number of connections
     published: int
     load_seconds: Mapping[int, float]  # by number of connections
@@ -51,6 +53,7 @@ FULL: Final = Plan(
     runtimes=Pace(30, 90),
     egress=Pace(150, 60),
     ingress=Pace(2000, 15),
+    e2b={"jail": 100, "container": 20, "gvisor": 15},
     edge_seconds={1: 3, 8: 5, 64: 5},
     published=1000,
     load_seconds={1: 4, 2: 4, 8: 5, 64: 5},
@@ -66,6 +69,7 @@ QUICK: Final = Plan(
     runtimes=Pace(3, 9),
     egress=Pace(20, 4),
     ingress=Pace(300, 2),
+    e2b={"jail": 15, "container": 5, "gvisor": 5},
     edge_seconds={8: 1.0},
     published=50,
     load_seconds={1: 0.7, 2: 0.7, 8: 2.0, 64: 1.0},

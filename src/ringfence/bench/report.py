@@ -106,7 +106,8 @@ def failures(report: Report) -> int:
     density = report.get("density", {})
     silent: int = density.get("asked_for", 0) - density.get("execs_answered", 0)
     policies: int = sum(report.get("egress", {}).get("failures", {}).values())
-    return silent + sum(rows) + sum(loads) + policies + _misled(report)
+    clients = int(report.get("e2b", {}).get("failures", 0))
+    return silent + sum(rows) + sum(loads) + policies + clients + _misled(report)
 
 
 def _misled(report: Report) -> int:

@@ -16,7 +16,7 @@ from ringfence import wire
 from ringfence.bench.exchange import Connection, Target
 from ringfence.bench.groups import Groups
 from ringfence.bench.processes import command_line, cpu_seconds, tree
-from ringfence.config import EgressSettings, ServerSettings, TenantSettings
+from ringfence.config import E2bSettings, EgressSettings, ServerSettings, TenantSettings
 from ringfence.domain.errors import PlatformFault
 from ringfence.serve import embedded
 from ringfence.store.sqlite import KeyRing
@@ -75,13 +75,14 @@ def another_key(server: Measured, tenant: str = "stranger") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def measured(state: Path, templates: Path) -> Iterator[Measured]:
+def measured(state: Path, templates: Path, e2b: E2bSettings | None = None) -> Iterator[Measured]:
     """A server of one's own; it ends, with everything it started, when this is left."""
     settings = ServerSettings(
         state=str(state),
         templates=str(templates),
         tenant=TenantSettings(max_sandboxes=MOST, max_runs=MOST),
         egress=EgressSettings(permit=[f"{BEYOND}/32"]),
+        e2b=e2b or E2bSettings(),
     )
     with embedded(settings, TENANT, publishes=True) as private:
         yield Measured(Target.of(private.url, private.key), state)

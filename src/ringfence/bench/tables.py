@@ -35,6 +35,15 @@ WAY_WORDS: Final = {
     "traefik": "Traefik alone before it",
     "ringfence": "ringfence, to any of the sandboxes",
 }
+CLIENT_WORDS: Final = {
+    "create": "create a sandbox",
+    "first_command": "first command, a login shell's echo",
+    "first_code": "first run_code",
+    "next_code": "next run_code",
+    "up": "1 MB up",
+    "down": "1 MB down",
+    "kill": "kill",
+}
 INGRESS_WORDS: Final = {
     "asked_for": "published at once",
     "wrong_answers": "answers that were not the sandbox's own, asking each",
@@ -226,6 +235,18 @@ def _ingress(found: Report) -> Iterator[Table]:
     yield table
 
 
+def _clients(found: Report) -> Iterator[Table]:
+    """A table for each way to isolate: what either client takes for each step, and theirs over ours."""
+    for isolation, each in found["isolations"].items():
+        title = f"E2B's client beside ours: {isolation}, template {found['template']} (ms)"
+        table = _table(title, "", "e2b p50", "p99", "ringfence p50", "p99", "e2b / ringfence, pairs p50", "n")
+        for step, words in CLIENT_WORDS.items():
+            theirs, ours, times = (each[side].get(step) for side in ("e2b", "ringfence", "ratio_in_pairs"))
+            cells = [number(value) for one in (theirs, ours) for value in ((one.p50, one.p99) if one else (None, None))]
+            table.add_row(words, *cells, number(times.p50 if times else None), str(ours.n if ours else 0))
+        yield table
+
+
 def tables(report: Report) -> Iterator[Table]:
     """Every table there are figures for."""
     yield bars(report)
@@ -244,6 +265,8 @@ def tables(report: Report) -> Iterator[Table]:
         yield from _egress(report["egress"])
     if "ingress" in report:
         yield from _ingress(report["ingress"])
+    if "e2b" in report:
+        yield from _clients(report["e2b"])
     if "interactive" in report:
         yield _steps(
             f"A sandbox that stays, {report['interactive']['template']} (ms)", report["interactive"], list(STEP_WORDS)
@@ -264,9 +287,12 @@ def remarks(report: Report) -> Iterator[str]:
         forced, total = measure["forced_samples"], measure["calm_samples"] + measure["forced_samples"]
         if forced:
             yield f"{name}: {forced} of {total} samples were taken although others used the processors"
-    for measure in ("egress", "ingress"):
+    for measure in ("egress", "ingress", "e2b"):
         for name, why in report.get(measure, {}).get("absent", {}).items():
             yield f"{measure}: {name} not measured: {why}"
+    if report.get("e2b", {}).get("version"):
+        yield f"E2B's client: {report['e2b']['version']}, unmodified"
+    yield from (f"e2b: {reason}" for reason in report.get("e2b", {}).get("reasons", ()))
     absent = [f"{name} ({peer['state']})" for name, peer in report["peers"].items() if peer["state"] != "measured"]
     if absent:
         yield f"peers not measured: {', '.join(absent)}"

@@ -69,5 +69,6 @@ def bench(screen: Screen, **options: Any) -> int:
       ringfence bench --quick --json               one object, within 50 seconds
       ringfence bench density --density 2000
       ringfence bench ingress egress               published ports, policies
+      ringfence bench e2b                          E2B's newest Python client, fetched from PyPI, beside ours
     """  # noqa: D301 - click reads the backspace itself as "do not wrap"
     return _perform("ringfence.bench.command", screen, **options)

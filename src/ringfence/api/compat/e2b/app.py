@@ -11,10 +11,10 @@ from ringfence.api.auth import key_caller
 from ringfence.api.compat.e2b import refusals
 from ringfence.api.compat.e2b.asks import Ask
 from ringfence.api.compat.e2b.control import Control
-from ringfence.api.compat.e2b.http import App, Exchange, Receive, Scope, Send
+from ringfence.api.compat.e2b.http import Exchange, Interprets, Receive, Scope, Send
 from ringfence.api.compat.e2b.insight import Insight
 from ringfence.api.compat.e2b.plane import DAEMON_PORT, INTERPRETER_PORT, Plane
-from ringfence.api.compat.e2b.records import Registry
+from ringfence.api.compat.e2b.records import Face, Registry
 from ringfence.api.compat.e2b.routes import FIRST, Routes, table_of
 from ringfence.api.errors import ClientGone, MisdirectedRequest
 from ringfence.api.front import host_name
@@ -50,20 +50,26 @@ class E2b:
         settings: E2bSettings,
         edge: EdgeSettings,
         ports: Ports,
-        interpreter: Callable[[E2b], App] | None = None,
+        interpreter: Callable[[E2b], Interprets] | None = None,
     ) -> None:
         self.engine = engine
         self._store = store
         self._suffix = "." + edge.domain
         self._ports = ports
         self.registry = Registry(engine, store)
-        control = Control(engine, self.registry, settings, ports, self.domain_for)
+        self._interpreter = interpreter(self) if interpreter is not None else None
+        control = Control(engine, self.registry, settings, ports, self.domain_for, self._warm)
         self._routes = Routes(table_of(control, Insight(engine, store, self.registry)))
-        self._plane = Plane(engine, self.registry, interpreter(self) if interpreter is not None else None)
+        self._plane = Plane(engine, self.registry, self._interpreter)
 
     def begin(self) -> None:
         """The engine runs: know the sandboxes that outlived an earlier process."""
         self.registry.begin()
+
+    def _warm(self, face: Face) -> None:
+        """A sandbox for cells was made: have its kernel ready when the first one comes."""
+        if self._interpreter is not None:
+            self._interpreter.prepare(face.tenant, face.id, face.environment())
 
     def domain_for(self, exchange: Exchange) -> str | None:
         """Where a sandbox's ports are reached; nothing where the client knows already."""

@@ -37,11 +37,6 @@ class Call:
         """A path as this call's user means it."""
         return self.account.resolved(text)
 
-    def environment(self) -> dict[str, str]:
-        """The variables every program here starts with, beside its template's."""
-        own = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": self.face.id, "E2B_TEMPLATE_ID": self.face.record.template}
-        return {**own, **self.face.record.env}
-
     def check_lost(self, error: Exception) -> None:
         """Raise Cut where an error means that the sandbox is no more; codes of its agent's begin otherwise."""
         if isinstance(error, Cut):

@@ -61,12 +61,14 @@ class Control:
         settings: E2bSettings,
         ports: Ports,
         domain: Callable[[Exchange], str | None],
+        warm: Callable[[Face], None],
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._settings = settings
         self._ports = ports
         self._domain = domain
+        self._warm = warm
         self._pausing = Pausing(engine, settings)
 
     # --- one sandbox ---
@@ -147,6 +149,8 @@ class Control:
         self._registry.keep(face)
         if self._ports.listening:
             await self._publish(face)
+        if request.template in self._settings.warm_kernels:
+            self._warm(face)
         return face
 
     async def _publish(self, face: Face) -> None:

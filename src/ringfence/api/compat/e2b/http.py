@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,6 +19,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+
+class Interprets(Protocol):
+    """What answers at a sandbox's port for cells, and can have a kernel ready before the first comes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+
+    def prepare(self, tenant: str, sandbox_id: str, env: dict[str, str]) -> None:
+        """Begin to start the usual kernel of a new sandbox, and return at once."""
+
 
 JSON: Final = "application/json"
 MOST_QUERY: Final = 16 * 1024

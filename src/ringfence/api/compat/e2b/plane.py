@@ -106,7 +106,7 @@ class Plane:
             body = {"sandboxId": face.id, "message": NOT_OPEN, "port": INTERPRETER_PORT, "code": 502}
             await exchange.tell(502, body)
         else:
-            env = Call(self._engine, face, exchange).environment()
+            env = face.environment()
             await exchange.hand_over(self._interpreter, sandbox=face, tenant=face.tenant, env=env)
 
     # --- the daemon's port ---
@@ -181,7 +181,7 @@ class Plane:
             if path == "/files":
                 await files.serve(call)
             elif path == "/envs" and exchange.method == "GET":
-                await exchange.tell(200, call.environment())
+                await exchange.tell(200, call.face.environment())
             elif path == "/metrics" and exchange.method == "GET":
                 await exchange.tell(200, await filesystem.metrics(call))
             else:

@@ -13,7 +13,7 @@ from ringfence.api.compat.e2b.connect import ConnectError, Cut, Envelopes, Outgo
 from ringfence.api.compat.e2b.records import Begun
 from ringfence.domain.errors import NotFound
 from ringfence.domain.process import How
-from ringfence.engine.processes import LiveProcess
+from ringfence.engine.processes import NOWHERE, LiveProcess
 from ringfence.engine.programs import Fate
 from ringfence.guest import frames
 
@@ -139,7 +139,7 @@ def _request(call: Call, asked: Start) -> wire.ProcessRequest:
     home = {"HOME": call.account.home, "USER": call.account.name, "LOGNAME": call.account.name}
     return wire.ProcessRequest(
         argv=[config.cmd, *(config.args or [])],
-        env={**home, **call.environment(), **(config.envs or {})},
+        env={**home, **call.face.environment(), **(config.envs or {})},
         cwd=call.path(config.cwd) if config.cwd else None,
         user=call.account.name,
         stdin_open=asked.stdin is not False and asked.pty is None,
@@ -260,7 +260,7 @@ async def listed(call: Call, _: Nothing) -> dict[str, Any]:
     """Every program that runs. How one was started that an earlier api started is told as far as is known."""
     rows = []
     for process in await call.engine.processes.list(*call.where):
-        if process.running:
+        if process.running and process.argv[:1] != [NOWHERE]:  # a kernel is no command of its user's
             begun = call.face.begun.get(process.pid)
             config = begun.config if begun is not None else _told(Config(process.argv[0], process.argv[1:]))
             rows.append({"config": config, "pid": process.pid, **({"tag": process.tag} if process.tag else {})})

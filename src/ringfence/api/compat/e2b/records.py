@@ -85,6 +85,11 @@ class Face:
         """Something of it broke off: until the engine has heard why, it is not there. A reset may bring it back."""
         self.doubted = time.monotonic() + DOUBT_SECONDS
 
+    def environment(self) -> dict[str, str]:
+        """The variables every program here starts with, beside its template's."""
+        own = {"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": self.id, "E2B_TEMPLATE_ID": self.record.template}
+        return {**own, **self.record.env}
+
     def remember(self, pid: int, begun: Begun) -> None:
         """Keep how a program was started, within a bound."""
         self.begun.pop(pid, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
@@ -21,6 +22,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+_log: Final = logging.getLogger(__name__)
 MOST_BODY: Final = 16 * 1024 * 1024
 MOST_SANDBOXES: Final = 10_000
 KEEPALIVE_SECONDS: Final = 5.0
@@ -56,6 +58,7 @@ class Interpreter:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sandboxes: dict[str, Contexts] = {}
+        self._preparing: set[asyncio.Task[None]] = set()
         engine.ledger.on_gone.append(self.forget)
 
     def forget(self, sandbox_id: str) -> None:
@@ -68,6 +71,13 @@ class Interpreter:
         """How many cells of a sandbox run or wait for their turn."""
         contexts = self._sandboxes.get(sandbox_id)
         return contexts.waiting if contexts is not None else 0
+
+    def prepare(self, tenant: str, sandbox_id: str, env: dict[str, str]) -> None:
+        """Begin to start the usual kernel of a new sandbox. Should that fail, the first cell tries again, and says."""
+        context = self._contexts(tenant, sandbox_id, env).default("python")
+        task = asyncio.create_task(_warmed(context))
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -87,37 +97,39 @@ class Interpreter:
             case "POST", ["execute"]:
                 await self._execute(scope, receive, answer)
             case "GET", ["contexts"]:
-                await answer.json([_described(context) for context in self._contexts(scope).all()])
+                await answer.json([_described(context) for context in self._asked(scope).all()])
             case "POST", ["contexts"]:
                 wanted = await _body(receive, NewContext)
                 language = sources.language_named(wanted.language)
-                created = await self._contexts(scope).create(language, wanted.cwd or HOME)
+                created = await self._asked(scope).create(language, wanted.cwd or HOME)
                 await answer.json(_described(created))
             case "DELETE", ["contexts", context_id]:
-                self._contexts(scope).remove(context_id)
+                self._asked(scope).remove(context_id)
                 await answer.text(200, "")
             case "POST", ["contexts", context_id, "restart"]:
-                context = self._contexts(scope).get(context_id)
+                context = self._asked(scope).get(context_id)
                 context.restart()
                 await context.warm()
                 await answer.text(200, "")
             case _:
                 raise NotFound("no such route")
 
-    def _contexts(self, scope: Scope) -> Contexts:
+    def _asked(self, scope: Scope) -> Contexts:
         state = scope["state"]
-        sandbox_id = state["sandbox"].id
+        return self._contexts(state["tenant"], state["sandbox"].id, dict(state.get("env") or {}))
+
+    def _contexts(self, tenant: str, sandbox_id: str, env: dict[str, str]) -> Contexts:
         found = self._sandboxes.get(sandbox_id)
         if found is None:
             while len(self._sandboxes) >= MOST_SANDBOXES:
                 self.forget(next(iter(self._sandboxes)))
-            place = Place(self._engine, state["tenant"], sandbox_id, dict(state.get("env") or {}))
+            place = Place(self._engine, tenant, sandbox_id, env)
             found = self._sandboxes[sandbox_id] = Contexts(place)
         return found
 
     async def _execute(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         wanted = await _body(receive, Execute)
-        contexts = self._contexts(scope)
+        contexts = self._asked(scope)
         if wanted.context_id is not None and wanted.language is not None:
             raise BadRequest("Only one of context_id or language can be provided")
         if wanted.context_id is not None:
@@ -133,6 +145,13 @@ class Interpreter:
         finally:
             cell.leave()
             watching.cancel()
+
+
+async def _warmed(context: Context) -> None:
+    try:
+        await context.warm()
+    except Exception as fault:  # noqa: BLE001 - nobody waits for it yet
+        _log.debug("no kernel beforehand for context %s: %s", context.id, fault)
 
 
 async def _leave_when_gone(receive: Receive, cell: Cell) -> None:
