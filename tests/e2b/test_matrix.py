@@ -64,17 +64,25 @@ def test_a_released_client_works_unmodified(running, way) -> None:
     assert not errors, "\n".join(f"{name}: {error}" for name, error in errors.items())
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])
 def test_it_works_on_every_runtime(isolation: str) -> None:
-    """The newest client, with sandboxes that a container tool makes."""
+    """The newest client of each language, beside each other, with sandboxes that a container tool makes."""
     with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:
         with server.client() as client:
             seen = client.post("/v2/sandboxes", json={"templateID": "base"})
         if seen.status_code == 400 and os.environ.get("CI") != "true":
             pytest.skip(seen.json()["message"])
         assert seen.status_code == 201, seen.text
-        errors = {
-            name: error for name, error in smoke(server, "python", sdks.NEWEST, domain=False, mib=16).items() if error
-        }
-        assert not errors, "\n".join(f"{name}: {error}" for name, error in errors.items())
+        with ThreadPoolExecutor() as pool:
+            done = {
+                language: pool.submit(smoke, server, language, sdks.NEWEST, domain=False, mib=16)
+                for language in ("python", "javascript")
+            }
+        errors = [
+            f"{language}, {name}: {error}"
+            for language, found in done.items()
+            for name, error in found.result().items()
+            if error
+        ]
+        assert not errors, "\n".join(errors)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -57,19 +58,29 @@ def judged(errors: dict[str, str | None]) -> None:
     assert not broken, "\n".join(f"{name}: {error}" for name, error in broken.items())
 
 
+def smoke(server: Served, words: list[str], env: dict[str, str], *, domain: bool = False) -> dict[str, str | None]:
+    """The claims of one client."""
+    return claims(words, {**server.env(domain=domain), **env})
+
+
+def released(language: str, *versions: str) -> tuple[list[str], dict[str, str]]:
+    """A smoke program with these releases: its words, and its further environment."""
+    if language == "python":
+        place = sdks.python_interpreter(versions[0], versions[-1])
+        return [sys.executable, "-P", str(HERE / "smoke.py")], {"PYTHONPATH": str(place)}
+    return [str(sdks.node()), str(HERE / "smoke.mjs"), str(sdks.javascript_interpreter(versions[0]))], {}
+
+
 @pytest.mark.parametrize(("client", "interpreter", "domain"), PYTHON)
 def test_python(server: Served, client: str, interpreter: str, domain: bool) -> None:
     """Every claim, with this pair, by a URL or by a domain."""
-    place = sdks.python_interpreter(client, interpreter)
-    env = {**server.env(domain=domain), "PYTHONPATH": str(place)}
-    judged(claims([sys.executable, "-P", str(HERE / "smoke.py")], env))
+    judged(smoke(server, *released("python", client, interpreter), domain=domain))
 
 
 @pytest.mark.parametrize(("version", "domain"), JAVASCRIPT)
 def test_javascript(server: Served, version: str, domain: bool) -> None:
     """Every claim, with this release, by a URL or by a domain."""
-    place = sdks.javascript_interpreter(version)
-    judged(claims([str(sdks.node()), str(HERE / "smoke.mjs"), str(place)], server.env(domain=domain)))
+    judged(smoke(server, *released("javascript", version), domain=domain))
 
 
 def kernels(box: Box) -> list[int]:
@@ -97,15 +108,15 @@ def test_a_sandbox_for_cells_starts_with_a_kernel(server: Served) -> None:
 
 @pytest.mark.parametrize("isolation", ["container", "gvisor"])
 def test_it_works_on_every_runtime(isolation: str) -> None:
-    """The newest pair, with sandboxes that a container tool makes."""
+    """The newest pair of each language, beside each other, with sandboxes that a container tool makes."""
     with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:
         with server.client() as client:
             seen = client.post("/v2/sandboxes", json={"templateID": TEMPLATE})
         if seen.status_code == 400:
             missing(seen.json()["message"])
-        place = sdks.python_interpreter("newest", "newest")
-        judged(
-            claims(
-                [sys.executable, "-P", str(HERE / "smoke.py")], {**server.env(domain=False), "PYTHONPATH": str(place)}
-            )
-        )
+        with ThreadPoolExecutor() as pool:
+            done = [
+                pool.submit(smoke, server, *released(language, sdks.NEWEST)) for language in ("python", "javascript")
+            ]
+        for each in done:
+            judged(each.result())
