@@ -98,6 +98,11 @@ class Turns:
         while (held := self._held.get(sandbox_id)) is not None and held.turn is not None:
             await asyncio.wait({held.turn})
 
+    def sleeps_on(self, tenant: str, sandbox_id: str) -> bool:
+        """Whether using it would find it asleep and leave it so: reach() would say so at once."""
+        held = self.find(tenant, sandbox_id)
+        return held is not None and not held.wake and (held.turn is None or held.doing == PAUSING)
+
     async def reach(self, tenant: str, sandbox_id: str, seconds: float = WAKE_SECONDS) -> None:
         """Return when a sandbox can be used as far as is known here: at once, unless it is paused and wants to wake.
 

@@ -130,6 +130,7 @@ class Control:
             env=env,
             network=network.told(asked.network),
             internet=asked.allow_internet_access,
+            secure=asked.secure is not False,
             auto_pause=pause,
             auto_resume=asked.auto_resume is not None and asked.auto_resume.enabled,
             seconds=seconds,

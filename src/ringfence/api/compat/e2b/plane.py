@@ -59,8 +59,8 @@ class Plane:
             await self._not_there(exchange, sandbox_id)
             return
         try:
-            if self._registry.asleep(face):
-                await self._woken(face)
+            if self._engine.turns.sleeps_on(face.tenant, face.id):
+                raise connect.Cut(sure=False)
             await self._served(exchange, face, port)
         except connect.Cut as cut:
             if cut.sure and not self._registry.asleep(face):
@@ -69,11 +69,12 @@ class Plane:
                 await self._not_there(exchange, face.id)
 
     async def _woken(self, face: Face) -> None:
-        """A paused sandbox is resumed by being used where it was made so; otherwise it is not found. Raises Cut."""
-        try:
-            await self._engine.turns.reach(face.tenant, face.id)
-        except Conflict:
-            raise connect.Cut(sure=False) from None
+        """A paused sandbox is resumed by being used where it was made so, by whoever may use it. Raises Cut."""
+        if self._registry.asleep(face):
+            try:
+                await self._engine.turns.reach(face.tenant, face.id)
+            except Conflict:
+                raise connect.Cut(sure=False) from None
 
     def _by_signature(self, exchange: Exchange) -> Face | None:
         """A file URL on a host that all sandboxes share: its signature says whose it is."""
@@ -102,10 +103,13 @@ class Plane:
         token = face.record.traffic
         if token is not None and not same(exchange.header(TRAFFIC_HEADER), token):
             await exchange.refuse(403, NO_TRAFFIC, sandboxId=face.id)
+        elif not _may_run(exchange, face):
+            await exchange.refuse(401, UNAUTHORIZED)
         elif self._interpreter is None:
             body = {"sandboxId": face.id, "message": NOT_OPEN, "port": INTERPRETER_PORT, "code": 502}
             await exchange.tell(502, body)
         else:
+            await self._woken(face)
             env = face.environment()
             await exchange.hand_over(self._interpreter, sandbox=face, tenant=face.tenant, env=env)
 
@@ -114,8 +118,10 @@ class Plane:
     async def _daemon(self, exchange: Exchange, face: Face) -> None:
         path = exchange.raw_path
         if path == "/health" and exchange.method in {"GET", "HEAD"}:
+            await self._woken(face)
             await exchange.say(204, headers={"cache-control": "no-store"})
         elif await self._admitted(exchange, face):
+            await self._woken(face)
             call = Call(self._engine, face, exchange)
             if path in UNARY:
                 await self._unary(call, *UNARY[path])
@@ -194,6 +200,18 @@ class Plane:
                 return
             status, message = files.status_of(error), error.cause.removeprefix("in the sandbox: ")
             await exchange.refuse(status, message, refusals.headers_of(error))
+
+
+def _may_run(exchange: Exchange, face: Face) -> bool:
+    """Who runs a cell shows the sandbox's token, unless it was made by a client that has none to show.
+
+    Its contexts are looked after without: the newest clients send no token there. What is shown must be right anywhere.
+    """
+    token = exchange.header(b"x-access-token")
+    if token is not None:
+        return same(token, face.record.token)
+    path: str = exchange.scope["path"]  # as the interpreter reads it
+    return not face.record.secure or path.strip("/") != "execute"
 
 
 def _posted(exchange: Exchange) -> None:

@@ -35,6 +35,7 @@ class Record(msgspec.Struct, kw_only=True):
     env: dict[str, str] = {}
     network: dict[str, Any] = {}
     internet: bool | None = None
+    secure: bool = True  # false: a client before 2.0, which shows no token where cells are run
     auto_pause: bool = False
     auto_resume: bool = False
     seconds: float = 0.0  # its time at create
