@@ -126,3 +126,25 @@ def _await_names(child: subprocess.Popen[bytes], nameserver: str) -> None:
                     return
             time.sleep(0.05)
     raise AssertionError("the name server does not answer")
+
+
+def api_of(server: Served) -> int:
+    """The pid of the process that listens."""
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            words = _words(place)
+            if b"ringfence.api" in words and _parents_state(words, server):
+                return int(place.name)
+    raise AssertionError("there is no api")
+
+
+def _words(place: Path) -> list[bytes]:
+    try:
+        return (place / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _parents_state(words: list[bytes], server: Served) -> bool:
+    parent = words[words.index(b"--parent") + 1].decode() if b"--parent" in words else "0"
+    return str(server.state).encode() in _words(Path("/proc") / parent)

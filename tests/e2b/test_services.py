@@ -7,11 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2b.server import Served
+from tests.e2b.server import Served, api_of
 from tests.e2b.wire import START, Box, envelope, envelopes, make
 
 RAW = {"Content-Type": "application/octet-stream"}
@@ -146,7 +145,7 @@ def test_everything_outlives_the_api(server: Served) -> None:
         ):
             next(answer.iter_raw())
             time.sleep(0.3)  # what was queued for the store is durable by then
-            os.kill(_api(server), signal.SIGKILL)
+            os.kill(api_of(server), signal.SIGKILL)
         deadline = time.time() + 20
         while True:
             try:
@@ -162,25 +161,3 @@ def test_everything_outlives_the_api(server: Served) -> None:
         assert "old" in {each.get("tag") for each in box.call("/process.Process/List", {}).json()["processes"]}
     finally:
         box.kill()
-
-
-def _api(server: Served) -> int:
-    """The pid of the process that listens."""
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            words = _words(place)
-            if b"ringfence.api" in words and _parents_state(words, server):
-                return int(place.name)
-    raise AssertionError("there is no api")
-
-
-def _words(place: Path) -> list[bytes]:
-    try:
-        return (place / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return []
-
-
-def _parents_state(words: list[bytes], server: Served) -> bool:
-    parent = words[words.index(b"--parent") + 1].decode() if b"--parent" in words else "0"
-    return str(server.state).encode() in _words(Path("/proc") / parent)

@@ -111,7 +111,7 @@ class Parts:
         end = at + len(self._mark)
         while len(self._held) < end + 2:  # a file is whole when its boundary is, not before
             await self._more()
-        if self._held[end : end + 2] not in (b"--", b"\r\n"):
+        if bytes(self._held[end : end + 2]) not in {b"--", b"\r\n"}:
             raise _bad("a boundary is followed by something else")
         piece = bytes(self._held[:at])
         del self._held[: at + len(self._mark)]

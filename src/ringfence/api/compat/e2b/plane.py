@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from ringfence.api.auth import Caller
@@ -110,8 +111,8 @@ class Plane:
             await exchange.tell(502, body)
         else:
             await self._woken(face)
-            env = face.environment()
-            await exchange.hand_over(self._interpreter, sandbox=face, tenant=face.tenant, env=env)
+            known = {"sandbox": face, "tenant": face.tenant, "env": face.environment(), "lost": face.record.kernels}
+            await exchange.hand_over(self._interpreter, **known, ran=partial(self._registry.ran, face))
 
     # --- the daemon's port ---
 

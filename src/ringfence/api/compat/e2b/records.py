@@ -36,6 +36,7 @@ class Record(msgspec.Struct, kw_only=True):
     network: dict[str, Any] = {}
     internet: bool | None = None
     secure: bool = True  # false: a client before 2.0, which shows no token where cells are run
+    kernels: list[str] = []  # those that ran cells in default contexts: if no process of ours knows them, they are lost
     auto_pause: bool = False
     auto_resume: bool = False
     seconds: float = 0.0  # its time at create
@@ -150,6 +151,12 @@ class Registry:
         """Make it known, and durable soon."""
         self._know(face)
         self._store.compat_saved(CompatRow(face.tenant, face.id, msgspec.json.encode(face.record)))
+
+    def ran(self, face: Face, kernel: str) -> None:
+        """A cell goes to the kernel of a default context. Whoever asks after a restart is told that it is lost."""
+        if kernel not in face.record.kernels:
+            face.record.kernels.append(kernel)
+            self.keep(face)
 
     def find(self, sandbox_id: str) -> Face | None:
         """The face of a sandbox that lives or is paused, whoever owns it."""

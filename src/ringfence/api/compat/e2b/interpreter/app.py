@@ -51,7 +51,8 @@ class NewContext(msgspec.Struct, frozen=True):
 class Interpreter:
     """The application for requests to port 49999 whose sandbox was found and whose tokens were checked.
 
-    `scope["state"]` has the `tenant`, the `sandbox` (whatever has its id) and `env`, the variables of its programs.
+    `scope["state"]` has the `tenant`, the `sandbox` (whatever has its id) and `env`, the variables of its programs; it
+    may have `lost`, the kernels that ran cells here before this process knew of it, and `ran`, to be told of the next.
     One for a process: it holds the contexts.
     """
 
@@ -116,14 +117,17 @@ class Interpreter:
 
     def _asked(self, scope: Scope) -> Contexts:
         state = scope["state"]
-        return self._contexts(state["tenant"], state["sandbox"].id, dict(state.get("env") or {}))
+        env, lost = dict(state.get("env") or {}), frozenset(state.get("lost") or ())
+        return self._contexts(state["tenant"], state["sandbox"].id, env, lost)
 
-    def _contexts(self, tenant: str, sandbox_id: str, env: dict[str, str]) -> Contexts:
+    def _contexts(
+        self, tenant: str, sandbox_id: str, env: dict[str, str], lost: frozenset[str] = frozenset()
+    ) -> Contexts:
         found = self._sandboxes.get(sandbox_id)
         if found is None:
             while len(self._sandboxes) >= MOST_SANDBOXES:
                 self.forget(next(iter(self._sandboxes)))
-            place = Place(self._engine, tenant, sandbox_id, env)
+            place = Place(self._engine, tenant, sandbox_id, env, lost)
             found = self._sandboxes[sandbox_id] = Contexts(place)
         return found
 
@@ -138,6 +142,8 @@ class Interpreter:
         else:
             language = sources.language_named(wanted.language)
             context = contexts.default(language)
+            if "ran" in scope["state"]:
+                scope["state"]["ran"](context.language)
         cell = context.execute(wanted.code, wanted.env_vars or {}, language)
         watching = asyncio.create_task(_leave_when_gone(receive, cell))
         try:

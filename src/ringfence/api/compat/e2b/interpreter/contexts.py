@@ -26,22 +26,29 @@ MOST_WAITING: Final = 64  # cells in one context
 TRIES: Final = 20  # to start a kernel while the sandbox has no process to spare
 AGAIN_SECONDS: Final = 0.5
 DEFAULTS: Final = ("python", "javascript")
+#: Why a kernel is not there any more, beside what it did itself.
+SERVER_AGAIN: Final = "the server was started again"
+SANDBOX_AGAIN: Final = "its sandbox was started again, with its files alone"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose sandbox a context is in, and the variables every program of it gets."""
+    """Whose sandbox a context is in, and the variables every program of it gets.
+
+    `lost` are the kernels that ran cells of default contexts which nobody knows any more.
+    """
 
     engine: Engine
     tenant: str
     sandbox: str
     env: Mapping[str, str] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
 
 
 class Context:
     """One context. A kernel is started when it is first needed, and again after it died."""
 
-    def __init__(self, place: Place, language: str, cwd: str = HOME) -> None:
+    def __init__(self, place: Place, language: str, cwd: str = HOME, *, untold: str = "") -> None:
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
@@ -50,7 +57,7 @@ class Context:
         self._kernel: Kernel | None = None
         self._cap = Limits().output_bytes
         self.waiting = 0
-        self._untold = ""  # why a kernel ended, while there was nobody to hear it
+        self._untold = untold  # why a kernel ended, while there was nobody to hear it
         self._gone = ""  # it was removed
         self._running: set[asyncio.Task[None]] = set()
 
@@ -93,12 +100,11 @@ class Context:
         await cell.put(END)
 
     async def _kernel_for(self, cell: Cell) -> Kernel:
-        if self._kernel is not None and self._kernel.alive:
-            return self._kernel
-        if self._kernel is not None:
-            death = await self._kernel.died
-            self._untold = str(death) if death.lost is None else ""
-        self._kernel = await self._started()
+        if self._kernel is None or not self._kernel.alive:
+            if self._kernel is not None:
+                death = await self._kernel.died
+                self._untold = str(death) if death.lost is None else SANDBOX_AGAIN
+            self._kernel = await self._started()
         if self._untold:
             note = f"[ringfence] a fresh kernel: the one before ended ({self._untold})\n"
             self._untold = ""
@@ -187,7 +193,8 @@ class Contexts:
         kernel = sources.KERNELS[language]
         found = self._all.get(self._defaults.get(kernel, ""))
         if found is None:
-            found = self._added(Context(self._place, kernel))
+            untold = SERVER_AGAIN if kernel in self._place.lost else ""
+            found = self._added(Context(self._place, kernel, untold=untold))
             self._defaults[kernel] = found.id
         return found
 
