@@ -172,7 +172,7 @@ class E2bSettings(Settings, frozen=True):
     `isolation` is what their sandboxes are isolated by. `limits` are what they get, within a tenant's maxima.
     `files_only_pause`: take a pause that does not say whether memory is kept for one that keeps files alone.
     `warm_kernels`: templates whose sandboxes start with a Python kernel, so that the first cell finds one: it costs
-    each of them 30 ms of processor time and some 7 MiB, whether or not cells come. Elsewhere the first cell starts it.
+    each of them 30 ms of processor time and 11 MiB, whether or not cells come. Elsewhere the first cell starts it.
     """
 
     enabled: bool = True
