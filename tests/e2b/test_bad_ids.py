@@ -228,6 +228,15 @@ def test_a_users_port(server: Served, boxes: dict[str, Box]) -> None:
         neighbour.kill()
 
 
+def test_the_services_ports_by_name(boxes: dict[str, Box]) -> None:
+    """A sandbox's own services are behind its name as they are behind headers."""
+    for port, told in ((49983, 401), (49999, 404)):
+        for kind in ("killed", "expired", "paused", "never"):
+            assert by_name(boxes[kind], port) == 502, (port, kind)
+        for kind in ("running", "foreign"):
+            assert by_name(boxes[kind], port) == told, (port, kind)
+
+
 def test_by_header_only_the_services_ports_are_there(boxes: dict[str, Box]) -> None:
     """In URL mode a user's port is refused in words, whatever the sandbox is."""
     for kind in ("running", "killed", "paused", "never"):
