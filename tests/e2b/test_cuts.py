@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ringfence.bench.processes import command_line, tree
-from tests.e2b.server import Served
+from tests.e2b.server import Served, api_of
 from tests.e2b.wire import START, Box, envelope, make
 
 STREAM, RAW, JSON = "application/connect+json", "application/octet-stream", "application/json"
@@ -133,7 +133,8 @@ def every(box: Box, said: Said, way: Callable[[Box, Said, int], bytes]) -> list[
 def descriptors(box: Box) -> dict[str, int]:
     """How many the api, the node and everything in the sandbox have open, as far as we may look."""
     found: dict[str, int] = {}
-    for pid in tree(os.getpid()):
+    serve = int(Path(f"/proc/{api_of(box.server)}/stat").read_text().rpartition(")")[2].split()[1])  # the api's parent
+    for pid in tree(serve):
         words = command_line(pid)
         part = next((name for name in ("ringfence.api", "ringfence.node") if f"-m {name}" in words), "")
         with contextlib.suppress(OSError):
