@@ -31,6 +31,7 @@ FLOORS = {
     "ringfence.runtimes.base": 2,
     "ringfence.store.base": 2,
     "ringfence.config": 2,
+    "ringfence.claims": 2,  # which numbers of this machine's are ours: for runtimes and the network
     "ringfence.templates": 3,
     "ringfence.runtimes": 3,
     "ringfence.network": 3,

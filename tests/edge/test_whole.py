@@ -170,6 +170,21 @@ def test_a_restarted_api_knows_it_still() -> None:
         assert ask(api, host(mine, 8000), E2B_Traffic_Access_Token=TOKEN).body == b"inside"
 
 
+def test_a_restarted_api_knows_which_sandboxes_are_dead() -> None:
+    """And tells so: to E2B's clients a dead sandbox is no unknown one. One whose ports were withdrawn is unknown."""
+    with EdgeApi() as api, box(api) as mine, box(api) as withdrawn:
+        for place in (mine, withdrawn):
+            publish_all(place, public=True)
+        withdrawn.client.delete(f"/v1/sandboxes/{withdrawn.id}/ports/any")
+        for place in (mine, withdrawn):
+            place.client.delete(f"/v1/sandboxes/{place.id}")
+        for _ in range(2):
+            assert told(ask(api, host(mine, 81))) == dead(mine)
+            assert ask(api, host(withdrawn, 81)).status == 404
+            api.stop_api()
+            api.start_api()
+
+
 def test_a_scan_of_every_port_leaves_nothing(api: EdgeApi, ada: Box) -> None:
     """Ports nobody uses are forgotten again."""
     publish_all(ada, public=True)

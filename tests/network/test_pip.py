@@ -25,6 +25,12 @@ done = subprocess.run(["python3", "-m", "pip", "--cert", "/tmp/ca.pem", "install
                       capture_output=True, text=True)
 print(done.returncode, done.stderr[-1500:])
 """
+#: How a start of pip got its modules: out of one file, or each out of its own.
+STARTED = """
+import pip._internal.cli.main, pip._internal.commands.install
+specs = [getattr(module, "__spec__", None) for module in sys.modules.values()]
+print(sum(type(spec and spec.loader).__name__ == "Loader" for spec in specs) > 300)
+"""
 USE = "import sys; sys.path.insert(0, '/tmp/site'); import idna; print(idna.__file__, idna.encode('bücher.example'))"
 
 
@@ -90,3 +96,8 @@ def test_without_the_bundle_it_fails_soon_and_says_why(lab: Lab, node: LabNode, 
     denied = node.told(live, "egress.denied")
     assert denied[0]["name"] == "pypi.org"
     assert denied[0]["reason"] == "the name is not on this sandbox's list"
+
+
+def test_it_starts_from_one_file(node: LabNode, live: Live) -> None:
+    """Not from five hundred, which under gVisor would be half of the time until it says no."""
+    assert node.python(live, STARTED) == "True"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from ringfence.domain.limits import MIB, Limits
 from ringfence.runtimes.jail.cgroups.base import Groups
 from ringfence.runtimes.jail.cgroups.detect import detect, mounts_in
 from ringfence.runtimes.jail.cgroups.tree import PARENT
+from ringfence.runtimes.jail.cgroups.watchman import Watchman
 
 PATIENCE = 60  # seconds until a test gives up; nothing is timed with it
 SMALL = Limits(memory_bytes=96 * MIB, scratch_bytes=256 * MIB, cpus=2.0, processes=16)
@@ -82,23 +82,24 @@ class Bench:
         self._scratch = scratch
         self._programs: list[Program] = []
         self.governing = threading.Lock()  # whoever holds it keeps the governor from its work
-        self._stop, stopped = os.pipe()
-        self._thread = threading.Thread(target=self._govern, args=(stopped,))
-        self._thread.start()
+        self._watchman = Watchman(self)
+        self._watchman.begin()
 
-    def _govern(self, stopped: int) -> None:
-        # This thread alone: what is tested is the governing, not who else keeps this machine busy meanwhile.
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        pause: float | None = None
-        while stopped not in select.select([stopped, self.groups.governor.fd], [], [], pause)[0]:
-            with self.governing:
-                pause = self.groups.governor.govern()
-        os.close(stopped)
+    @property
+    def fd(self) -> int:
+        """See Watchman."""
+        return self.groups.governor.fd
+
+    def govern(self) -> float | None:
+        """See Watchman."""
+        with self.governing:
+            return self.groups.governor.govern()
 
     def create(self, limits: Limits = SMALL, name: str = "s1") -> str:
         """A governed group."""
         self.groups.create(name, limits)
         self.groups.governor.watch(name, limits)
+        self._watchman.look()
         return name
 
     def run(self, name: str, code: str, limits: Limits = SMALL) -> Program:
@@ -136,8 +137,7 @@ class Bench:
         for program in self._programs:
             program.process.kill()
             program.process.communicate()
-        os.close(self._stop)
-        self._thread.join()
+        self._watchman.close()
         self.groups.close()
         assert not busy
 

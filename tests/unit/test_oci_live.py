@@ -510,7 +510,7 @@ def test_uid_ranges_come_back_last(bench: Bench) -> None:
 def test_when_every_range_is_taken_it_is_said(opener: Opener) -> None:
     """A node that has no uids left refuses by name."""
     bench = opener()
-    bench.thread.call(bench.runtime._slots.clear)
+    bench.thread.call(bench.runtime._slots.free.clear)
     with pytest.raises(SandboxRefused) as refusal:
         bench.start()
     assert refusal.value.code == "no_uid_range"

@@ -25,6 +25,8 @@ class OverHttp:
         self._isolation = isolation
         offered = {found.name: found for found in client.runtimes() if found.available}
         self.runtime = next(iter(offered), isolation) if isolation == "auto" else isolation
+        layers = offered[self.runtime].layers if self.runtime in offered else []
+        self._unbounded = {layer.name for layer in layers if not layer.in_force}  # limits that it would refuse
         self.forks = self.runtime in offered and bool(offered[self.runtime].capabilities.get("fork_warm"))
 
     def run(self, probe: Probe, facts: Mapping[str, Any]) -> Ran:
@@ -34,7 +36,7 @@ class OverHttp:
             "isolation": self._isolation,
             "env": environment(facts),
             "user": "root" if probe.user == "root" else "user",
-            "limits": dict(probe.limits),
+            "limits": {name: value for name, value in probe.limits.items() if name not in self._unbounded},
             "timeout": probe.timeout,
             "collect": list(probe.collect),
         }

@@ -42,6 +42,7 @@ class Daemon:
     """The server of one state directory."""
 
     settings: ServerSettings
+    config: str | None = None  # the settings file that was named, if one was
 
     @property
     def file(self) -> Path:
@@ -111,6 +112,7 @@ class Daemon:
         places = ["--state", str(settings.state_dir), "--templates", str(settings.templates_dir)]
         words = ["serve", *places, "--host", settings.host, "--port", str(settings.port)]
         words += ["--dev-domain", settings.dev_domain] if settings.dev_domain else []
+        words += ["--config", os.path.abspath(self.config)] if self.config else []
         with self.log.open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "ringfence", *words],

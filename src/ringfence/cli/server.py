@@ -40,7 +40,7 @@ def serve(screen: Screen, file: str | None, detach: bool, stop: bool, **flags: A
     It needs a template (`ringfence templates build`) and a key (`ringfence keys create --tenant NAME`).
     """
     settings = config.read_server(file, **flags)
-    daemon = Daemon(settings)
+    daemon = Daemon(settings, file)
     if stop:
         pid = daemon.stop()
         _tell(screen, {"stopped": pid}, f"stopped (pid {pid})")

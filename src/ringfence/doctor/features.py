@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ringfence.runtimes.jail.cgroups import watchman
+
 CLONE_NEWUSER: Final = 0x10000000
 PR_GET_SECCOMP: Final = 21
 SECCOMP: Final = 317
@@ -140,6 +142,11 @@ FEATURES: Final[tuple[Row, ...]] = (
     ("time namespaces", time_namespaces, False, "the host's uptime stays its own", "Linux 5.6 or newer"),
     ("control groups", cgroups, False, "limits of memory, processors and processes",
     "mount cgroup2 at /sys/fs/cgroup"),
+    (
+        "a real-time thread", watchman.tried, False,
+        "a program that fills its disk hears that it is full, and is not ended for memory, on a crowded machine too",
+        "run the server as root; where it is in a cpu group of v1, give that group cpu.rt_runtime_us",
+    ),
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from ringfence.store.base import PortRow, Store
 MOST_PORTS: Final = 64  # published at once by one sandbox
 MOST_LINKS: Final = 64  # alive at once on one port
 MOST_ENDED: Final = 16_384  # sandboxes with every port published whose end is remembered, to be told
+ENDED: Final = b""  # the record, in the store, of every port of a sandbox that ended
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{16,256}")
 _log: Final = logging.getLogger(__name__)
 
@@ -78,7 +79,11 @@ class Ports:
         usual = 443 if settings.shown_scheme == "https" else 80
         self._authority = settings.domain if shown == usual else f"{settings.domain}:{shown}"
         self.listening = True
+        self._ended = dict.fromkeys(self._store.ports_ended(MOST_ENDED))
         for row in self._store.ports():
+            if row.record == ENDED:  # the record of its sandbox's end was lost with a process, and will come again
+                self._ended[row.sandbox] = None
+                continue
             try:
                 record = msgspec.json.decode(row.record, type=Record)
             except msgspec.DecodeError:
@@ -106,7 +111,9 @@ class Ports:
         """A sandbox ended, whichever way: its ports end with it."""
         for route in list(self._of.get(sandbox_id, {}).values()):
             self._remove(route)
-        if self._no_longer_whole(sandbox_id):
+        whole = self._no_longer_whole(sandbox_id)
+        if whole is not None:
+            self._store.port_saved(PortRow(whole.tenant, sandbox_id, WHOLE, ENDED))
             self._ended[sandbox_id] = None
             while len(self._ended) > MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
@@ -118,13 +125,11 @@ class Ports:
         if sandbox_id in self._whole:
             self._whole[sandbox_id].again()
 
-    def _no_longer_whole(self, sandbox_id: str) -> bool:
+    def _no_longer_whole(self, sandbox_id: str) -> Whole | None:
         whole = self._whole.pop(sandbox_id, None)
-        if whole is None:
-            return False
-        self._store.port_removed(sandbox_id, WHOLE)
-        whole.cut()
-        return True
+        if whole is not None:
+            whole.cut()
+        return whole
 
     def _save(self, published: Route | Whole) -> None:
         record = msgspec.json.encode(published.record)
@@ -197,6 +202,7 @@ class Ports:
         if whole is None or whole.tenant != tenant:
             raise NotFound("this sandbox does not publish every port", remediation="publish them first")
         self._no_longer_whole(sandbox_id)
+        self._store.port_removed(sandbox_id, WHOLE)
         self._engine.feed.add(tenant, "port.unpublished", sandbox=sandbox_id, port="any")
         await self._store.flush()
 

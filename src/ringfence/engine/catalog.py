@@ -13,6 +13,7 @@ from ringfence.engine.answers import RuntimesEnd, TemplatesEnd
 from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.policy import Policy
 
+UNBOUNDED: Final = frozenset({"scratch_files"})  # limits that are a layer, which a runtime can lack
 FRESH_SECONDS: Final = 1.0  # a template built or removed is seen within this
 ASK_AGAIN_SECONDS: Final = 0.2  # unknown names do not make the node list its templates more often
 
@@ -76,6 +77,7 @@ class Catalog:
             raise BadRequest(
                 f"unknown template {template!r:.70}", code="unknown_template", remediation=f"known are: {names}"
             )
+        self._check_bounded(isolation, found, wanted)
         return self._policy.ceiling(tenant).limits(wanted, found.limits or Limits())
 
     def image(self, template: str) -> wire.TemplateImage | None:
@@ -93,6 +95,25 @@ class Catalog:
             code="unknown_runtime" if known is None else "runtime_absent",
             remediation=f'use "auto" or one of {", ".join(usable)}; see `ringfence doctor`',
         )
+
+    def _check_bounded(self, isolation: str, template: wire.Template, wanted: dict[str, object]) -> None:
+        """A limit that was asked for and cannot be kept is refused: gVisor counts no files. Raises BadRequest."""
+        runtime = self._runtimes.get(self._chosen(isolation, template))
+        for layer in runtime.layers if runtime is not None else ():
+            if layer.name in wanted and layer.name in UNBOUNDED and not layer.in_force:
+                raise BadRequest(
+                    f"limits.{layer.name} is not enforced here: {layer.reason}",
+                    code="limit_unenforced",
+                    remediation=f"leave it out, or choose another isolation than {runtime.name if runtime else ''}",
+                )
+
+    def _chosen(self, isolation: str, template: wire.Template) -> str:
+        """What the node will choose: the request's word, else the template's, else the first that suits."""
+        named = next((word for word in (isolation, template.runtime) if word not in {"", "auto"}), "")
+        suited = (name for name, runtime in self._runtimes.items() if runtime.available)
+        if template.image is not None:
+            suited = (name for name in suited if name != "jail")
+        return named or next(suited, "")
 
     async def _ask_again(self) -> None:
         await self._node.wait_up()

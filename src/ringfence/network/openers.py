@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from ringfence.claims import Claims
 from ringfence.domain.errors import PlatformFault
 from ringfence.domain.secrets import Trust, authority_to, held_to
 from ringfence.network.kept import Kept, Process, Words
@@ -34,6 +35,7 @@ class Opener:
         self._name = name
         self.resting: asyncio.TimerHandle | None = None
         self.wards: dict[str, Trust] = {}
+        self.uid = uid
         self._config = {"uid": uid, "roots": roots}
         self._introduce = introduce
         self._gate = gate
@@ -80,6 +82,7 @@ class Openers:
         self._introduce = introduce
         self._gate = gate
         self._numbers = itertools.count()
+        self._uids = Claims("opener", range(UIDS))
         self._of: dict[str, Opener] = {}  # by tenant
         self._opening = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -92,10 +95,14 @@ class Openers:
         async with self._opening:
             opener = self._of.get(tenant)
             if opener is None:
-                number = next(self._numbers)
-                uid = FIRST_UID + number % UIDS
-                opener = Opener(f"o{number}", uid, self._roots, self._introduce, self._gate, self._name)
-                await opener.kept.open()
+                number = self._uids.take()  # and no other server's opener has it
+                words = (f"o{next(self._numbers)}", FIRST_UID + number, self._roots, self._introduce, self._gate)
+                opener = Opener(*words, self._name)
+                try:
+                    await opener.kept.open()
+                except BaseException:
+                    self._uids.give(number)
+                    raise
                 self._of[tenant] = opener
         if opener.resting is not None:
             opener.resting.cancel()
@@ -127,9 +134,15 @@ class Openers:
         opener = self._of.get(tenant)
         if opener is not None and not opener.wards:
             del self._of[tenant]
-            task = asyncio.get_running_loop().create_task(opener.kept.close())
+            task = asyncio.get_running_loop().create_task(self._ended(opener))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+    async def _ended(self, opener: Opener) -> None:
+        try:
+            await opener.kept.close()
+        finally:
+            self._uids.give(opener.uid - FIRST_UID)
 
     def renew(self) -> None:
         """The gate has died: so has every connection, and the next gate is introduced to new ones."""
@@ -147,6 +160,6 @@ class Openers:
         for opener in openers:
             if opener.resting is not None:
                 opener.resting.cancel()
-            await opener.kept.close()
+            await self._ended(opener)
         if self._leaving:
             await asyncio.wait(self._leaving)

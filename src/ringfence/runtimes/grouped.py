@@ -14,6 +14,7 @@ from ringfence.domain.limits import Limits
 from ringfence.runtimes.base import GroupUsage
 from ringfence.runtimes.jail import walk
 from ringfence.runtimes.jail.cgroups.base import Groups
+from ringfence.runtimes.jail.cgroups.watchman import Watchman
 
 GOVERN_AFTER: Final = 0.05  # seconds of use: shorter runs cannot write enough for their limit to need moving
 #: A layer left out by a test becomes a limit nobody reaches.
@@ -36,8 +37,7 @@ class Grouped:
         self._pid_of = pid_of
         self._without = without
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._listening = False
+        self._watchman = Watchman(groups.governor)
 
     def limits(self, limits: Limits) -> Limits:
         """The limits for a group."""
@@ -74,36 +74,18 @@ class Grouped:
 
     def govern(self, sandbox_id: str, limits: Limits, after: float) -> None:
         """Have its memory limit make room for files from so many seconds on; until then it is merely hard."""
-        if not self._listening:
-            self._listening = True
-            self._loop.add_reader(self._groups.governor.fd, self._turn)
+        self._watchman.begin()
         self._loop.call_later(after, self._watch, sandbox_id, limits)
 
     def _watch(self, sandbox_id: str, limits: Limits) -> None:
         if self._pid_of(sandbox_id) is not None:
-            self._threads.submit(self._watch_quietly, sandbox_id, limits).add_done_callback(
-                lambda _: self._soon(self._turn)
-            )
+            self._threads.submit(self._watch_quietly, sandbox_id, limits)
 
     def _watch_quietly(self, sandbox_id: str, limits: Limits) -> None:
         with contextlib.suppress(OSError, SandboxRefused):  # it ended meanwhile
             self._groups.governor.watch(sandbox_id, limits)
-
-    def _soon(self, call: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closing
-            self._loop.call_soon_threadsafe(call)
-
-    def _turn(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        pause = self._groups.governor.govern()
-        if pause is not None:
-            self._timer = self._loop.call_later(max(0.0, pause), self._turn)
+            self._watchman.look()
 
     def close(self) -> None:
         """Stop governing; the groups themselves are their owner's to close."""
-        if self._listening:
-            self._loop.remove_reader(self._groups.governor.fd)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watchman.close()

@@ -230,7 +230,13 @@ class Store(Protocol):
         """Queue the end of a published port; does nothing when there is none."""
 
     def ports(self) -> list[PortRow]:
-        """Every published port whose sandbox is in no terminal state; queues the end of all others."""
+        """Every published port whose sandbox is in no terminal state; queues the end of all others.
+
+        But for port 0, under which it is kept that a sandbox published every port: see `ports_ended`.
+        """
+
+    def ports_ended(self, most: int) -> list[str]:
+        """The ids of the newest sandboxes that published every port and ended, the newest last."""
 
     async def secret_saved(self, row: SecretRow) -> None:
         """Keep a secret, new or changed; returns once it is durable."""

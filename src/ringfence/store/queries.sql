@@ -163,9 +163,18 @@ SELECT ports.tenant, ports.sandbox, ports.port, ports.record FROM ports
 JOIN sandboxes ON sandboxes.id = ports.sandbox AND sandboxes.tenant = ports.tenant
 WHERE sandboxes.state NOT IN ('stopped', 'failed');
 
+-- name: port_ended
+-- The sandboxes that published every port (0) and ended, the newest last: for as long as there is a record of them.
+SELECT id FROM (
+    SELECT sandboxes.id, sandboxes.created FROM ports
+    JOIN sandboxes ON sandboxes.id = ports.sandbox AND sandboxes.tenant = ports.tenant
+    WHERE ports.port = 0 AND sandboxes.state IN ('stopped', 'failed') ORDER BY sandboxes.created DESC LIMIT ?
+) ORDER BY created;
+
 -- name: port_tidy
--- A port ends with its sandbox.
-DELETE FROM ports WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'));
+-- A port ends with its sandbox; that every port was published is remembered.
+DELETE FROM ports WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'))
+AND (port <> 0 OR sandbox NOT IN (SELECT id FROM sandboxes));
 
 -- name: compat_saved
 -- What a face keeps of a sandbox, as it is now.

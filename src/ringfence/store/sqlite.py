@@ -333,6 +333,10 @@ class SqliteStore:
         self._writer.put(SQL["port_tidy"], ())
         return [PortRow(*row) for row in self._read.execute(SQL["port_live"])]
 
+    def ports_ended(self, most: int) -> list[str]:
+        """See Store."""
+        return [row[0] for row in self._read.execute(SQL["port_ended"], (most,))]
+
     # --- secrets ---
 
     async def secret_saved(self, row: SecretRow) -> None:

@@ -23,7 +23,7 @@ from typing import Final
 
 from ringfence.domain.errors import Conflict, PlatformFault, RingfenceError
 from ringfence.domain.template import Image, Template
-from ringfence.templates import commands, debian, furnish, tree, wheels
+from ringfence.templates import commands, debian, furnish, quick, tree, wheels
 from ringfence.templates.catalog import Built, Catalog, recipe_named
 from ringfence.templates.image import make as images
 from ringfence.templates.image.access import Access
@@ -49,6 +49,7 @@ def recipe_digest(template: Template) -> str:
         recipe = ["image", IMAGE_BUILDER_VERSION, template.image.digest]
     else:
         recipe = [BUILDER_VERSION, debian.SUITE, sorted(set(template.debian)), sorted(set(template.wheels))]
+        recipe += [quick.VERSION] if template.wheels else []
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 

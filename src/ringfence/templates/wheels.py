@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ringfence.domain.errors import BadRequest, PlatformFault
-from ringfence.templates import commands, inside, tree
+from ringfence.templates import commands, inside, quick, tree
 from ringfence.templates.progress import Progress, Report
 
 PYTHON: Final = "3.13"
@@ -144,9 +144,12 @@ def install(wheels: tuple[str, ...], root: Path, scratch: Path, report: Report) 
         raise _refusal(failed) from failed
     _place(fetched, root)
     _name_node(root)
+    has_pip = quick.add(root / PACKAGES)
     try:
         report(Progress("compile", 0.9, "compiling modules"))
         inside.compile_modules(root, PACKAGES)
+        if has_pip and (why := quick.collect(root)):
+            report(Progress("compile", 0.97, f"pip will start slowly: {why}"))
         _keep_fonts(root)
     except commands.CommandError as failed:
         cause = f"{failed}: {failed.tail[-1] if failed.tail else ''}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import itertools
 import mmap
 import os
 import signal
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ringfence.claims import Claims
 from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import ZygoteMode
@@ -157,7 +157,7 @@ class Jail(OnWires):
         self._retiring: set[asyncio.Task[None]] = set()
         self._rest_seconds = rest_seconds
         self._starting: dict[ZygoteKey, asyncio.Lock] = {}
-        self._blocks = itertools.cycle(range(UID_BLOCKS))
+        self._blocks = Claims("jail", range(UID_BLOCKS))  # one for each zygote, and no other server's
         self._live: dict[str, Jailed] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(GROUP_THREADS, thread_name_prefix="groups")
@@ -289,12 +289,20 @@ class Jail(OnWires):
         key = ZygoteKey(spec.tenant, spec.template.name, spec.template_digest)
         async with self._starting.setdefault(key, asyncio.Lock()):
             known = self._zygotes.get(key)
-            if known is not None and known.alive:
-                return known
+            if known is not None:
+                if known.alive:
+                    return known
+                self._blocks.give(known.block)  # what ran there has died with it
             return await self._new_zygote(key, spec)
 
     async def _new_zygote(self, key: ZygoteKey, spec: StartSpec) -> Zygote:
-        zygote = Zygote.launch(f"zygote-{spec.id}")
+        block = self._blocks.take() if self._privileged else 0
+        try:
+            zygote = Zygote.launch(f"zygote-{spec.id}")
+        except BaseException:
+            self._blocks.give(block)
+            raise
+        zygote.block = block
         self._young.add(zygote)
         try:
             await self._in_thread(lambda: self._groups.create(zygote.name, _ZYGOTE_LIMITS))
@@ -302,7 +310,7 @@ class Jail(OnWires):
             zygote.configure(
                 {
                     "root": self._privileged,
-                    "uid_base": UID_FLOOR + next(self._blocks) * UID_BLOCK,
+                    "uid_base": UID_FLOOR + block * UID_BLOCK,
                     "uid_count": UID_BLOCK,
                     "template_root": str(spec.template_root),
                     "without": sorted(self._without),
@@ -380,6 +388,7 @@ class Jail(OnWires):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(zygote.dead.wait(), GONE_SECONDS)
         await self._in_thread(lambda: self._groups.remove(zygote.name, GONE_SECONDS))
+        self._blocks.give(zygote.block)
 
     async def close(self) -> None:
         """Stop every sandbox, then every zygote, then give the groups' parents back."""
@@ -393,6 +402,7 @@ class Jail(OnWires):
         if self._retiring:
             await asyncio.wait(list(self._retiring))
         self._grouped.close()
+        self._blocks.close()
         for name in await self._in_thread(self._groups.list):  # of zygotes that died by themselves
             await self._in_thread(lambda name=name: self._groups.remove(name, GONE_SECONDS))  # type: ignore[misc]
         await self._in_thread(self._groups.close)

@@ -66,6 +66,7 @@ class Zygote:
     _forks: dict[str, asyncio.Future[Fork]] = field(default_factory=dict)
     _slots: list[int] = field(default_factory=lambda: list(range(SLOTS - 1, 0, -1)))
     _watched: int = -1
+    block: int = -1  # of uids, its owner's to give back
     idle_since: float = field(default_factory=time.monotonic)  # means something while it is unused
 
     @classmethod

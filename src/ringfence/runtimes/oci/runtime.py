@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import collections
 import contextlib
 import json
 import os
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ringfence.claims import Claims
 from ringfence.domain.errors import RingfenceError, SandboxRefused
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import ID
@@ -187,8 +187,7 @@ class Oci(OnWires):
         # gVisor's sandboxes take the upper half, so that both runtimes may serve one node.
         half = bundle.SLOTS // 2
         first = half if self._kernel == GVISOR else 0
-        self._slots = collections.deque(range(first, first + half))
-        self._slots.rotate(int.from_bytes(os.urandom(2)))  # two nodes on one host hardly ever share one
+        self._slots = Claims("oci", range(first, first + half))  # one for each sandbox, and no other server's
         self._live: dict[str, Boxed] = {}
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
@@ -223,14 +222,13 @@ class Oci(OnWires):
 
     async def start(self, spec: StartSpec) -> Boxed:
         """Launch, attach to the limits while nobody waits, send the orders, hear that it is ready."""
-        if not self._slots:
-            raise SandboxRefused("every uid range of this runtime is in use", code="no_uid_range")
         carried = await self._in_thread(self._carried.tree)
+        slot = self._slots.take()
         try:
-            launch = Launch.begin(self._slots[0])
+            launch = Launch.begin(slot)
         except OSError as error:
+            self._slots.give(slot)
             raise SandboxRefused(f"no descriptors for another sandbox: {error}", code="no_descriptors") from error
-        self._slots.popleft()
         try:
             layers = await self._launch(spec, launch, str(carried))
         except BaseException as error:
@@ -355,7 +353,7 @@ class Oci(OnWires):
             await _gone(boxed.tool_pid, boxed.pidfd)
             boxed.log.close()
             await self._remove_group(sandbox_id)
-            self._slots.append(boxed.slot)
+            self._slots.give(boxed.slot)
 
     async def _clear(self, sandbox_id: str, launch: Launch) -> None:
         """Take away what a failed start had made, from wherever it failed."""
@@ -379,7 +377,7 @@ class Oci(OnWires):
         await self._remove_group(sandbox_id)
         for pid in filter(None, strays):
             await self._in_thread(lambda pid=pid: _reap(pid))  # type: ignore[misc]
-        self._slots.append(launch.slot)
+        self._slots.give(launch.slot)
 
     async def _remove_group(self, sandbox_id: str) -> None:
         await self._in_thread(lambda: self._groups.remove(sandbox_id, GONE_SECONDS))
@@ -403,6 +401,7 @@ class Oci(OnWires):
             await self.stop(sandbox_id)
         await self._wired.close()
         self._grouped.close()
+        self._slots.close()
         for name in await self.found():
             await self._remove_group(name)
         await self._in_thread(self._groups.close)

@@ -16,10 +16,10 @@ What is guaranteed (memory = memory_bytes, files = tmpfs and shared memory, whic
            Should the governor be late, the program keeps what it has got by then, and gets no more.
     v2     A file up to the scratch limit ends in ENOSPC, not in an OOM kill: just below the limit lies
            `memory.high`, where the kernel slows the writer until the governor has raised both.
-    v1     The same, provided the governor runs in time, for v1 has nothing that slows a writer. The first look
-           comes when half of memory is in use, and each next one before RATE could fill the room left. A program
-           whose own memory is within a few MiB of the limit and that writes files at full speed at that moment may
-           meet the OOM killer early.
+    v1     The same, provided the governor runs in time (watchman.py), for v1 has nothing that slows a writer. The
+           first look comes when half of memory is in use, and each next one before RATE could fill the room left. A
+           program whose own memory is within a few MiB of the limit and that writes files at full speed at that
+           moment may meet the OOM killer early.
 
 Why not `memory.oom_control` with the killer disabled, so that tasks wait: only page faults of user code wait there.
 write(2) into a tmpfs returns ENOMEM at once and read(2) into fresh memory EFAULT, and the agent, being in the same

@@ -1,0 +1,64 @@
+"""What a request may ask of a runtime: a limit that cannot be kept is refused, never ignored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from ringfence import wire
+from ringfence.domain.errors import BadRequest
+from ringfence.engine.catalog import Catalog
+from ringfence.engine.policy import Policy
+from ringfence.guest.boot import GVISOR, PLAIN
+from ringfence.runtimes.oci import fences
+
+
+class Known(Catalog):
+    """A catalog that heard of these already, from a node that is not asked."""
+
+    def __init__(self, *runtimes: str, **templates: wire.Template) -> None:
+        super().__init__(None, Policy())  # type: ignore[arg-type]
+        self._asked = time.monotonic() + 1e6
+        self._templates = templates
+        self._runtimes = {name: wire.Runtime(name, available=True, layers=layers_of(name)) for name in runtimes}
+
+
+def layers_of(runtime: str) -> list[wire.Layer]:
+    """As the node lists them."""
+    if runtime == "jail":
+        return []
+    found = fences.layers(GVISOR if runtime == "gvisor" else PLAIN, {}, 5)
+    return [wire.Layer(layer.name, layer.in_force, layer.reason) for layer in found]
+
+
+IMAGE = wire.Template("t", image=wire.TemplateImage(reference="r", digest="d"))
+ASK: dict[str, Any] = {"scratch_files": 1000}
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "isolation", "template", "refused"),
+    [
+        (("jail", "gvisor"), "gvisor", wire.Template("t"), True),
+        (("jail", "gvisor"), "auto", wire.Template("t"), False),
+        (("jail", "gvisor"), "auto", wire.Template("t", runtime="gvisor"), True),
+        (("jail", "container", "gvisor"), "auto", IMAGE, False),
+        (("jail", "gvisor"), "auto", IMAGE, True),
+        (("jail", "container", "gvisor"), "container", wire.Template("t"), False),
+    ],
+)
+def test_a_bound_on_files_is_refused_where_nobody_counts_them(
+    runtimes: tuple[str, ...], isolation: str, template: wire.Template, refused: bool
+) -> None:
+    """Whichever way the request comes to gVisor: by its own word, its template's, or because nothing else suits."""
+    known = Known(*runtimes, t=template)
+    if not refused:
+        assert asyncio.run(known.resolve("ada", "t", isolation, ASK)).scratch_files == 1000
+        return
+    with pytest.raises(BadRequest) as refusal:
+        asyncio.run(known.resolve("ada", "t", isolation, ASK))
+    assert refusal.value.code == "limit_unenforced"
+    assert "counts bytes, not files" in refusal.value.cause
+    asyncio.run(known.resolve("ada", "t", isolation, {"scratch_bytes": 2**24}))
