@@ -23,24 +23,58 @@ class CannotReseed(Exception):
 
 
 def _python(generator: random.Random) -> Reseeder:
-    return lambda: generator.seed(int.from_bytes(os.urandom(_SEED_BYTES), "big"))
+    return lambda: generator.seed(_number())
 
 
-def _legacy_numpy(state: Any) -> Reseeder:
-    return lambda: state.seed(list(os.urandom(4 * 16)))
+def _legacy_numpy(state: Any) -> Any:
+    """The bit generator of a RandomState, whose kept second normal number is dropped here, once for every fork."""
+    try:
+        state.seed(list(os.urandom(4 * 16)))
+    except Exception as error:
+        raise CannotReseed(f"{type(error).__name__}: {error}") from error
+    return state._bit_generator
 
 
-def _bit_generator(generator: Any) -> Reseeder:
+def _numpy(numpy: Any) -> list[Reseeder]:
+    legacy = [_legacy_numpy(state) for state in (*_live(numpy.RandomState), numpy.mtrand._rand)]
+    held = [generator.bit_generator for generator in _live(numpy.Generator)]
+    every = {id(generator): generator for generator in (*legacy, *held, *_live(numpy.BitGenerator))}
+    return [_bit_generator(generator, numpy) for generator in every.values()]
+
+
+def _bit_generator(generator: Any, numpy: Any) -> Reseeder:
     kind = type(generator)
 
     def replace() -> None:
-        fresh = kind(int.from_bytes(os.urandom(_SEED_BYTES), "big"))
-        try:  # with the sequence from which it makes further generators
-            generator.__setstate__((fresh.state, fresh._seed_seq))
-        except TypeError:  # NumPy before 2.0 lets nobody replace that one
-            generator.state = fresh.state
+        fresh = kind(_number())
+        _put(generator, fresh.state, fresh._seed_seq)
+
+    return _mersenne(generator, numpy) if kind is numpy.MT19937 else replace
+
+
+def _mersenne(generator: Any, numpy: Any) -> Reseeder:
+    """Any 624 words are a state of this one, so it gets them from the kernel instead of having them computed."""
+    state = generator.state
+    words = memoryview(state["state"]["key"]).cast("B")
+    state["state"]["pos"] = len(state["state"]["key"])  # all used: the next number begins with new ones
+
+    def replace() -> None:
+        words[:] = os.urandom(len(words))
+        _put(generator, state, numpy.SeedSequence(_number()))
 
     return replace
+
+
+def _put(generator: Any, state: Any, sequence: Any) -> None:
+    """A new state, with the sequence from which it makes further generators."""
+    try:
+        generator.__setstate__((state, sequence))
+    except TypeError:  # NumPy before 2.0 lets nobody replace that one
+        generator.state = state
+
+
+def _number() -> int:
+    return int.from_bytes(os.urandom(_SEED_BYTES), "big")
 
 
 def _torch(torch: Any) -> Reseeder:
@@ -65,14 +99,11 @@ def _live(kind: type) -> list[Any]:
 
 def find() -> list[Reseeder]:
     """One call per live generator in this process. Raises CannotReseed for a kind we cannot replace."""
-    found = [_python(r) for r in _live(random.Random) if not isinstance(r, random.SystemRandom)]
-    found += [_python(random._inst)]
+    ours = {id(r): r for r in (*_live(random.Random), random._inst)}
+    found = [_python(r) for r in ours.values() if not isinstance(r, random.SystemRandom)]
     numpy = sys.modules.get("numpy.random")
     if numpy is not None:
-        found.append(_legacy_numpy(numpy))
-        found += [_legacy_numpy(state) for state in _live(numpy.RandomState)]
-        found += [_bit_generator(held.bit_generator) for held in _live(numpy.Generator)]
-        found += [_bit_generator(held) for held in _live(numpy.BitGenerator)]
+        found += _numpy(numpy)
     for name, make in (("torch", _torch), ("ssl", _openssl), ("tempfile", _tempfile)):
         if name in sys.modules:
             found.append(make(sys.modules[name]))

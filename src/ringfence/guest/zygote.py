@@ -17,7 +17,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-from ringfence.guest import agent, immortal, init, lone, reseed, runner, steps, table
+from ringfence.guest import agent, immortal, init, lone, reseed, runner, settle, steps, table
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
@@ -70,6 +70,7 @@ class Zygote:
         hooks = agent.imported(self.preload)
         self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
         runner.rehearse()
+        runner.hide()
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:
             raise RuntimeError(f"preloading left {threads} threads running; a fork would lose them")
@@ -79,7 +80,8 @@ class Zygote:
         immortal.make()  # before the next line, which hides what is alive
         gc.freeze()
         sc.trim_heap()
-        sc.keep_mappings_in_forks()
+        settle.move(self.machine)
+        runner.rehearse()  # so that forks inherit where the pages are that every program reads
 
     def serve(self) -> None:
         """Fork on request until the node hangs up.
