@@ -6,6 +6,8 @@ and so copy, the whole heap. (Attack 110; Restoring Uniqueness, arXiv 2102.12892
 
 from __future__ import annotations
 
+import _random
+import ctypes
 import gc
 import os
 import random
@@ -23,7 +25,14 @@ class CannotReseed(Exception):
 
 
 def _python(generator: random.Random) -> Reseeder:
-    return lambda: generator.seed(_number())
+    if type(generator) is not random.Random:
+        return lambda: generator.seed(_number())
+
+    def replace() -> None:  # what its seed() does with a number, without asking first what it was given
+        _random.Random.seed(generator, _number())
+        generator.gauss_next = None  # type: ignore[attr-defined]
+
+    return replace
 
 
 def _legacy_numpy(state: Any) -> Any:
@@ -49,18 +58,31 @@ def _bit_generator(generator: Any, numpy: Any) -> Reseeder:
         fresh = kind(_number())
         _put(generator, fresh.state, fresh._seed_seq)
 
-    return _mersenne(generator, numpy) if kind is numpy.MT19937 else replace
+    return (_in_place(generator, numpy) if kind is numpy.MT19937 else None) or replace
 
 
-def _mersenne(generator: Any, numpy: Any) -> Reseeder:
-    """Any 624 words are a state of this one, so it gets them from the kernel instead of having them computed."""
+def _in_place(generator: Any, numpy: Any) -> Reseeder | None:
+    """Any 624 words are a state of this one, so it gets them from the kernel instead of having them computed.
+
+    With them what its sequence of further generators is made from. Here is prepared what then takes three writes;
+    None for a NumPy that keeps any of it elsewhere.
+    """
     state = generator.state
-    words = memoryview(state["state"]["key"]).cast("B")
     state["state"]["pos"] = len(state["state"]["key"])  # all used: the next number begins with new ones
+    entropy = sys.modules["numpy"].zeros(_SEED_BYTES // 4, "uint32")
+    sequence = numpy.SeedSequence(entropy)
+    _put(generator, state, sequence)
+    try:
+        words = (ctypes.c_ubyte * state["state"]["key"].nbytes).from_address(generator.ctypes.state_address)
+        places = [memoryview(place).cast("B") for place in (words, entropy, sequence.pool)]
+    except (AttributeError, TypeError, ValueError):
+        return None
+    if bytes(words) != state["state"]["key"].tobytes() or sequence.entropy is not entropy:
+        return None
 
     def replace() -> None:
-        words[:] = os.urandom(len(words))
-        _put(generator, state, numpy.SeedSequence(_number()))
+        for place in places:
+            place[:] = os.urandom(place.nbytes)
 
     return replace
 

@@ -183,7 +183,8 @@ def _let_go(last: str) -> None:
     """Take the program's own modules apart: a file that it never closed is written to the end only then."""
     for name in ["__main__", *_younger(last)]:
         sys.modules.pop(name, None)
-    gc.collect()  # a module whose functions know it is a circle
+    # A module whose functions know it is a circle. While nothing has grown old, the young are all there is.
+    gc.collect(0 if gc.get_count()[1:] == (0, 0) else 2)
 
 
 def main(order_fd: int, report: mmap.mmap | None = None) -> None:
@@ -220,11 +221,30 @@ def hide() -> None:
         del sys.modules[name]
 
 
-def prepare() -> None:
-    """Everything that can be done before the order is known."""
+def prepare(*, streams: bool = True) -> None:
+    """Everything that can be done before the order is known; the `streams` may have been made before the fork."""
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as Python's own fork would have done
-    _fresh_streams()
+    if streams:
+        _fresh_streams()
     rehearse()
+
+
+def make_streams() -> None:
+    """Make the standard streams of forks to come whose outputs are pipes: how a stream behaves is seen when it is made.
+
+    The outputs themselves stay what they are.
+    """
+    kept = os.dup(1), os.dup(2)
+    pipe = os.pipe()
+    try:
+        for fd in (1, 2):
+            os.dup2(pipe[1], fd)
+        _fresh_streams()
+    finally:
+        for fd, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, fd)
+        for fd in (*kept, *pipe):
+            os.close(fd)
 
 
 def rehearse() -> None:

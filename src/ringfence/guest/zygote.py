@@ -78,6 +78,7 @@ class Zygote:
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page
         immortal.make()  # before the next line, which hides what is alive
+        runner.make_streams()
         gc.freeze()
         sc.trim_heap()
         settle.move(self.machine)
