@@ -253,15 +253,18 @@ class Cloner:
         fields = (flags | CLONE_PIDFD, ctypes.addressof(self._pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
         self._fields = buffer(struct.pack("=11Q", *fields))
         self._arguments = ctypes.c_long(_NUMBERS["clone3"]), self._fields, ctypes.c_ulong(88)
+        self.call = call("clone3", self._fields, 88, expect=0)
 
     def clone(self) -> tuple[int, int]:
         """(0, -1) in the child, (pid, pidfd) in the parent. Raises SetupError."""
         pid = _syscall(*self._arguments)
-        if pid > 0:
-            return pid, self._pidfd.value
-        if pid == 0:
-            return 0, -1
-        raise SetupError(ctypes.get_errno(), f"clone3: {os.strerror(ctypes.get_errno())}")
+        return (0, -1) if pid == 0 else self.parent(pid if pid > 0 else -ctypes.get_errno())
+
+    def parent(self, result: int) -> tuple[int, int]:
+        """(pid, pidfd), where `call` was made and gave the parent this. Raises SetupError for an error."""
+        if result < 0:
+            raise SetupError(-result, f"clone3: {os.strerror(-result)}")
+        return result, self._pidfd.value
 
 
 def fork_flags(tid_address: int) -> int:
