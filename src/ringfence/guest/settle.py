@@ -18,49 +18,51 @@ from ringfence.guest import table
 from ringfence.guest.annotations import Final
 
 _MAP_PRIVATE_FIXED: Final = 0x12
-_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 _PUNCH_HOLE: Final = 0b11  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 #: Of a mapping (proc(5)): it may be read and written, it is accounted, it was written, it may have large pages.
 PLAIN: Final = frozenset({"rd", "wr", "mr", "mw", "me", "ac", "sd", "hg", "nh"})
 
-Range = tuple[int, int]  # first address, and the first behind it
+PROTECTIONS: Final = {"rw-p": mmap.PROT_READ | mmap.PROT_WRITE, "r--p": mmap.PROT_READ}
+
+Part = tuple[int, int, int]  # first address, the first behind it, protection
 
 
-def mappings() -> list[Range]:
-    """Our anonymous memory, as far as it is nothing but memory; not the stack we stand on.
+def mappings() -> list[Part]:
+    """Our private memory that is not what a file says: allocated, or a library's data. Not the stack we stand on.
 
     What somebody asked the kernel to treat in a way of its own stays as it is. The C library keeps the state of its
     random numbers where a fork finds zeros: moved, every sandbox would draw the same (attack 110).
     """
-    found: list[Range] = []
-    here: Range | None = None
+    found: list[Part] = []
+    here: Part | None = None
+    changed = False
     with open("/proc/self/smaps") as file:
         for line in file:
             fields = line.split()
             if not fields[0].endswith(":"):
-                mine = fields[1] == "rw-p" and (len(fields) == 5 or fields[5].startswith(("[heap]", "[anon")))
+                ours = len(fields) == 5 or fields[5].startswith(("/", "[heap]", "[anon"))
                 start, end = (int(number, 16) for number in fields[0].split("-"))
-                here = (start, end) if mine else None
-            elif fields[0] == "VmFlags:" and here is not None and PLAIN.issuperset(fields[1:]):
+                here = (start, end, PROTECTIONS[fields[1]]) if ours and fields[1] in PROTECTIONS else None
+            elif fields[0] == "Anonymous:":
+                changed = fields[1] != "0"
+            elif fields[0] == "VmFlags:" and here is not None and changed and PLAIN.issuperset(fields[1:]):
                 found.append(here)
     return found
 
 
-def moving(fd: int, found: list[Range]) -> list[sc.Call]:
+def moving(fd: int, found: list[Part]) -> list[sc.Call]:
     """Write every mapping into the file, whole, and map it from there; between the two nothing runs but these calls.
 
     What Python did meanwhile would be lost, if only that it began to use a page that was empty when looked at.
     """
-    calls = [sc.call("ftruncate", fd, sum(end - start for start, end in found), what="size")]
+    calls = [sc.call("ftruncate", fd, sum(end - start for start, end, _ in found), what="size")]
     offset = 0
-    for start, end in found:
+    for start, end, protection in found:
         size = end - start
         calls.append(sc.call("pwrite64", fd, start, size, offset, what="copy memory", expect=size))
-        calls.append(
-            sc.call("mmap", start, size, _READ_WRITE, _MAP_PRIVATE_FIXED, fd, offset, what="map", expect=start)
-        )
+        calls.append(sc.call("mmap", start, size, protection, _MAP_PRIVATE_FIXED, fd, offset, what="map", expect=start))
         offset += size
     return calls
 
@@ -97,7 +99,7 @@ def move(machine: table.Machine | None) -> bool:
         found = mappings()
         calls = moving(fd, found)
         made = table.Table(machine, calls).execute() == len(calls)
-        thin_out(fd, sum(end - start for start, end in found))
+        thin_out(fd, sum(end - start for start, end, _ in found))
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     finally:
         os.close(fd)

@@ -85,7 +85,6 @@ class Zygote:
         gc.freeze()
         sc.trim_heap()
         settle.move(self.machine)
-        runner.rehearse()  # so that forks inherit where the pages are that every program reads
 
     def serve(self) -> None:
         """Fork on request until the node hangs up.
