@@ -31,8 +31,9 @@ def test_a_step_that_fails_refuses_the_sandbox(layer: str) -> None:
             node.claim()
         assert layer in refusal.value.cause
         assert node.supervisor.status()["sandboxes"] == 0
-        with pytest.raises(SandboxRefused):
-            node.claim()
+        with pytest.raises(SandboxRefused) as refusal:
+            node.claim(lone=True)  # whose process 1 is set up by a machine
+        assert layer in refusal.value.cause
     assert ledger.groups_of(INSTANCE) == set()
     assert ledger.settle(Path("/nonexistent/ringfence-ledger"), before) == []
 

@@ -31,6 +31,8 @@ NEXT_SPARE_SECONDS: Final = 0.05  # after a program began: its own start comes f
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
 SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
+#: Renews the locks of every logger there is, in case another thread held one. There is none, and they are many pages.
+LOGGING_LOCKS: Final = ("logging", "_after_at_fork_child_reinit_locks")
 
 
 def first_frame(message: dict[str, Any]) -> bytes:
@@ -56,8 +58,9 @@ def imported(modules: list[str]) -> list[reseed.Reseeder]:
 
     def recording(**wanted: Any) -> None:
         register(**wanted)
-        if "after_in_child" in wanted:
-            hooks.append(wanted["after_in_child"])
+        hook = wanted.get("after_in_child")
+        if hook is not None and (getattr(hook, "__module__", ""), getattr(hook, "__name__", "")) != LOGGING_LOCKS:
+            hooks.append(hook)
 
     os.register_at_fork = recording
     try:

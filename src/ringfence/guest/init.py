@@ -73,7 +73,7 @@ class Init:
         frames.HEADER.pack_into(self._frame, 0, frames.WAITED_SIZE, frames.WAITED, STREAM)
         status = ctypes.addressof(self._frame) + frames.HEADER.size
         # The zygote lets the kernel reap its children unseen; this one is to be seen.
-        self._before = table.Table(None, [sc.call("rt_sigaction", _SIGCHLD, sc.buffer(bytes(32)), 0, 8)])
+        self.before = [sc.call("rt_sigaction", _SIGCHLD, sc.buffer(bytes(32)), 0, 8)]
         self._calls = [
             sc.close_from(OUTPUT_FDS[0]),
             sc.call("wait4", -1, status, 0, 0, expect=UNTIL_CHILD),
@@ -93,9 +93,16 @@ class Init:
         words = sc.fork_flags(tid_address), tid_address, self._table.address, len(self._calls)
         self._arguments = tuple(ctypes.c_long(word) for word in words)
 
+    @property
+    def words(self) -> tuple[int, ...]:
+        """What the machine is called with, and where it lies. Raises OSError when there is none."""
+        if self._clone is None:
+            raise OSError("memory may not become executable here")
+        return (*(argument.value for argument in self._arguments), self._clone.address)
+
     def fork(self) -> None:
         """Return in a child; the caller reaps until that child has ended, tells so on the channel, and exits."""
-        self._before.execute()
+        sc.do(self.before)
         if self._clone is None:
             self._plainly()
             return

@@ -7,11 +7,11 @@ ever in a program's hands. What a program scribbles over that page is a lie abou
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import json
 import mmap
 import os
-import signal
 
 from ringfence.guest import frames, reseed, runner, table
 from ringfence.guest import syscalls as sc
@@ -89,13 +89,14 @@ class Lone:
 
     def serve(self) -> int:
         """Renew random state, say ready, run the one order that comes. Gives the exit code of this process."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Without the words and enumerations that signal.signal() puts around them.
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if self._plan.fault == "reseed":
             raise StepFailed("reseed", "failed on a test's wish")
         if "reseed" not in self._plan.without:
             reseed.apply(self._reseeders)
-        runner.prepare()
+        runner.prepare(streams=False)
         self._rehearse()
         os.write(CHANNEL_FD, self._ready)
         try:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import io
+import itertools
 import json
 import mmap
 import os
@@ -85,8 +86,6 @@ def _fresh_streams() -> None:
 
 def _fresh_main(order: dict[str, Any]) -> types.ModuleType:
     """A new __main__, as the interpreter makes it for a script."""
-    for name in [n for n in sys.modules if n == "ringfence" or n.startswith("ringfence.")]:
-        del sys.modules[name]
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=order["filename"], __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
@@ -144,17 +143,17 @@ def execute(order: dict[str, Any]) -> int:
         return 1
 
 
-def finish(before: frozenset[str]) -> None:
+def finish(last: str) -> None:
     """What the interpreter does at its end: join threads, run exit handlers, let go of what was made, flush.
 
-    `before` names the modules that were there before the program was.
+    `last` names the youngest of the modules that were there before the program was.
     """
-    for last in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+    for ending in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
-            last()
+            ending()
         except BaseException:  # noqa: BLE001 - an exit handler may raise anything; the rest still run
             sys.excepthook(*sys.exc_info())
-    _let_go(before)
+    _let_go(last)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -166,18 +165,26 @@ def perform(order: dict[str, Any]) -> int:
     """Everything from an order to the exit code; what the program printed is out. Raises OSError for a bad cwd."""
     os.chdir(order["cwd"])
     os.environ.update(order.get("env", {}))
-    before = frozenset(sys.modules)
+    last = next(reversed(sys.modules))
     gc.enable()
     code = execute(order)
-    finish(before)
+    finish(last)
     return code
 
 
-def _let_go(before: frozenset[str]) -> None:
+def _younger(last: str) -> list[str]:
+    """The modules that were imported after `last`. Not asked of each module: to read a name is to fetch its page."""
+    if last not in sys.modules:
+        return []  # the program threw it out, and nobody can tell any more
+    return list(itertools.takewhile(lambda name: name != last, reversed(sys.modules)))[::-1]
+
+
+def _let_go(last: str) -> None:
     """Take the program's own modules apart: a file that it never closed is written to the end only then."""
-    for name in [name for name in sys.modules if name == "__main__" or name not in before]:
-        del sys.modules[name]
-    gc.collect()  # a module whose functions know it is a circle
+    for name in ["__main__", *_younger(last)]:
+        sys.modules.pop(name, None)
+    # A module whose functions know it is a circle. While nothing has grown old, the young are all there is.
+    gc.collect(0 if gc.get_count()[1:] == (0, 0) else 2)
 
 
 def main(order_fd: int, report: mmap.mmap | None = None) -> None:
@@ -188,6 +195,7 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
     """
     code, myself = 1, os.getpid()
     try:
+        hide()
         prepare()
         with contextlib.suppress(BrokenPipeError):  # whoever sent an order at once does not wait for this word
             os.write(order_fd, READY)
@@ -207,11 +215,36 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
         os._exit(code & 0xFF)
 
 
-def prepare() -> None:
-    """Everything that can be done before the order is known."""
+def hide() -> None:
+    """Our own modules are none of a program's."""
+    for name in [n for n in sys.modules if n == "ringfence" or n.startswith("ringfence.")]:
+        del sys.modules[name]
+
+
+def prepare(*, streams: bool = True) -> None:
+    """Everything that can be done before the order is known; the `streams` may have been made before the fork."""
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as Python's own fork would have done
-    _fresh_streams()
+    if streams:
+        _fresh_streams()
     rehearse()
+
+
+def make_streams() -> None:
+    """Make the standard streams of forks to come whose outputs are pipes: how a stream behaves is seen when it is made.
+
+    The outputs themselves stay what they are.
+    """
+    kept = os.dup(1), os.dup(2)
+    pipe = os.pipe()
+    try:
+        for fd in (1, 2):
+            os.dup2(pipe[1], fd)
+        _fresh_streams()
+    finally:
+        for fd, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, fd)
+        for fd in (*kept, *pipe):
+            os.close(fd)
 
 
 def rehearse() -> None:

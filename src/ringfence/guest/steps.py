@@ -347,7 +347,12 @@ class Program:
                 own = [sc.call("close", (1 << 64) - 1, what="failed on a test's wish"), *own]
             calls += own
             self._layers += [layer] * len(own)
+        self.calls = calls
         self._table = table.Table(engine, calls)
+
+    def layer(self, index: int) -> str:
+        """Which layer the call at `index` belongs to; what comes behind them all is the agent's."""
+        return self._layers[index] if index < len(self._layers) else "agent"
 
     def set_up(self) -> None:
         """Make every call. Raises StepFailed naming the layer at the first that fails."""

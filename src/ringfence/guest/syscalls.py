@@ -42,10 +42,6 @@ MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
 MNT_DETACH: Final = 2
 
-_PROT_READ: Final = 1
-_PROT_WRITE: Final = 2
-_PROT_EXEC: Final = 4
-
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
@@ -69,13 +65,13 @@ CAP_SETUID: Final = 7
 
 _NUMBERS: Final = {
     "read": 0, "write": 1, "open": 2, "close": 3, "mmap": 9, "mprotect": 10,
-    "rt_sigaction": 13, "ioctl": 16, "dup2": 33, "socket": 41, "clone": 56, "wait4": 61, "getcwd": 79,
+    "rt_sigaction": 13, "ioctl": 16, "pwrite64": 18, "dup2": 33, "socket": 41, "clone": 56, "wait4": 61, "getcwd": 79,
     "chdir": 80, "mkdir": 83,
     "symlink": 88, "chmod": 90, "chown": 92, "lchown": 94,
-    "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
+    "ftruncate": 77, "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119, "capget": 125,
     "capset": 126, "statfs": 137, "pivot_root": 155, "prctl": 157, "chroot": 161, "mount": 165,
     "umount2": 166, "sethostname": 170,
-    "exit_group": 231, "keyctl": 250, "unshare": 272, "dup3": 292, "prlimit64": 302, "clone3": 435,
+    "exit_group": 231, "keyctl": 250, "unshare": 272, "fallocate": 285, "dup3": 292, "prlimit64": 302, "clone3": 435,
     "close_range": 436,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
 }  # fmt: skip
@@ -257,15 +253,18 @@ class Cloner:
         fields = (flags | CLONE_PIDFD, ctypes.addressof(self._pidfd), tid_address, 0, _SIGCHLD, 0, 0, 0, 0, 0, 0)
         self._fields = buffer(struct.pack("=11Q", *fields))
         self._arguments = ctypes.c_long(_NUMBERS["clone3"]), self._fields, ctypes.c_ulong(88)
+        self.call = call("clone3", self._fields, 88, expect=0)
 
     def clone(self) -> tuple[int, int]:
         """(0, -1) in the child, (pid, pidfd) in the parent. Raises SetupError."""
         pid = _syscall(*self._arguments)
-        if pid > 0:
-            return pid, self._pidfd.value
-        if pid == 0:
-            return 0, -1
-        raise SetupError(ctypes.get_errno(), f"clone3: {os.strerror(ctypes.get_errno())}")
+        return (0, -1) if pid == 0 else self.parent(pid if pid > 0 else -ctypes.get_errno())
+
+    def parent(self, result: int) -> tuple[int, int]:
+        """(pid, pidfd), where `call` was made and gave the parent this. Raises SetupError for an error."""
+        if result < 0:
+            raise SetupError(-result, f"clone3: {os.strerror(-result)}")
+        return result, self._pidfd.value
 
 
 def fork_flags(tid_address: int) -> int:
@@ -320,23 +319,3 @@ def landlock(abi: int, writable: list[str], fd: int) -> list[Call]:
         calls.append(call("landlock_add_rule", fd, 1, rule, 0, what=f"landlock {path}"))
         calls.append(call("close", fd + 1))
     return [*calls, call("landlock_restrict_self", fd, 0), call("close", fd)]
-
-
-def keep_mappings_in_forks() -> None:
-    """Have a fork inherit where code lies in memory, instead of finding out again page by page.
-
-    The kernel copies a mapping's page table only if the mapping ever had a page of its own; so each one is given one,
-    by writing a byte of it as it was. A host that forbids that (SELinux) loses a few dozen faults in every fork.
-    """
-    with open("/proc/self/maps") as file:
-        lines = [line.split() for line in file]
-    for fields in lines:
-        if len(fields) < 6 or not fields[5].startswith("/") or fields[1] not in {"r-xp", "r--p"}:
-            continue
-        start, end = (int(number, 16) for number in fields[0].split("-"))
-        usual = _PROT_READ | (_PROT_EXEC if "x" in fields[1] else 0)
-        if attempt(call("mprotect", start, end - start, usual | _PROT_WRITE)) < 0:
-            continue
-        byte = ctypes.c_ubyte.from_address(start)
-        byte.value = byte.value  # the write is the point
-        execute(call("mprotect", start, end - start, usual))

@@ -51,7 +51,7 @@ def load(code: bytes, *arguments: Any) -> Any:
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     sc.execute(sc.call("mprotect", address, mmap.PAGESIZE, _PROT_RX))
     function: Any = ctypes.PYFUNCTYPE(ctypes.c_long, *arguments)(address)
-    function.page = page  # lives as long as whoever may call it
+    function.page, function.address = page, address  # lives as long as whoever may call it
     return function
 
 
@@ -61,6 +61,7 @@ class Machine:
     def __init__(self) -> None:
         """Raises OSError where memory may not become executable."""
         self.run: Any = load(CODE, ctypes.c_void_p, ctypes.c_long)
+        self.address: int = self.run.address
 
 
 def machine() -> Machine | None:
@@ -102,8 +103,16 @@ class Table:
                 return index
         return len(self._calls)
 
+    def change(self, index: int, place: int, value: int) -> None:
+        """Give the call at `index` another argument."""
+        struct.pack_into("=Q", self._memory, index * _ENTRY.size + 8 * (1 + place), value)
+
+    def result(self, index: int) -> int:
+        """What the call at `index`, where the table stopped, gave."""
+        return int(_ENTRY.unpack_from(self._memory, index * _ENTRY.size)[-1])
+
     def failure(self, index: int) -> str:
         """What the call at `index` was and why it failed."""
-        result = _ENTRY.unpack_from(self._memory, index * _ENTRY.size)[-1]
+        result = self.result(index)
         why = os.strerror(-result) if result < 0 else f"gave {result} instead of {self._calls[index].expect}"
         return f"{self._calls[index].what}: {why}"

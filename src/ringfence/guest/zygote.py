@@ -17,9 +17,10 @@ import struct
 import sys
 from collections.abc import Callable
 
-from ringfence.guest import agent, immortal, init, lone, reseed, runner, steps, table
+from ringfence.guest import agent, immortal, init, lone, reseed, runner, settle, steps, table
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
+from ringfence.guest.birth import ENDS, Birth, Unborn
 from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
 
 CONTROL_FD: Final = 3
@@ -40,13 +41,14 @@ SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of wha
 class Prepared:
     """A shape's plan, its compiled set-up and the frame that says it is in force."""
 
-    __slots__ = ("place", "plan", "program", "ready")
+    __slots__ = ("births", "place", "plan", "program", "ready")
 
     def __init__(self, plan: Plan, program: steps.Program, ready: bytes, place: lone.Place | None) -> None:
         self.plan = plan
         self.program = program
         self.ready = ready
         self.place = place
+        self.births: dict[int, Birth] = {}
 
 
 class Zygote:
@@ -64,12 +66,14 @@ class Zygote:
         self.shapes: dict[bytes, Prepared] = {}
         self.tid_address = sc.thread_id_address()
         self.init = init.Init(self.tid_address)
+        self.plain = False  # whether births must go through Python
 
     def warm_up(self) -> None:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
         hooks = agent.imported(self.preload)
         self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
         runner.rehearse()
+        runner.hide()
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:
             raise RuntimeError(f"preloading left {threads} threads running; a fork would lose them")
@@ -77,9 +81,10 @@ class Zygote:
         gc.collect()
         gc.disable()  # a collection in a child would touch, and so copy, every page
         immortal.make()  # before the next line, which hides what is alive
+        runner.make_streams()
         gc.freeze()
         sc.trim_heap()
-        sc.keep_mappings_in_forks()
+        settle.move(self.machine)
 
     def serve(self) -> None:
         """Fork on request until the node hangs up.
@@ -106,7 +111,10 @@ class Zygote:
         flags, mapped, slot, name = HEADER.unpack_from(request)
         prepared = self.prepared(request[HEADER.size :])
         cloner = self.cloners.get(flags) or self.cloners.setdefault(flags, sc.Cloner(flags, self.tid_address))
-        pid, pidfd = cloner.clone()
+        birth = self.birth(prepared, cloner) if len(ends) == ENDS else None
+        pid, pidfd = cloner.clone() if birth is None else self.give_birth(birth, ends)
+        if pid == 0 and birth is not None:
+            self.be_alone(prepared)
         if pid == 0:
             self.become_sandbox(prepared, ends)
         try:
@@ -141,7 +149,7 @@ class Zygote:
             if os.read(CHANNEL_FD, 1) == GO:
                 prepared.program.set_up()
                 if prepared.place is not None:
-                    self.run_alone(prepared, prepared.place)
+                    self.run_alone(prepared)
                 serve = agent.serve_now if prepared.plan.warm_runner else agent.serve_when_asked
                 serve(self.agent_of(prepared.plan), prepared.ready)
                 code = 0
@@ -150,11 +158,45 @@ class Zygote:
         finally:
             os._exit(code)
 
-    def run_alone(self, prepared: Prepared, place: lone.Place) -> None:
+    def birth(self, prepared: Prepared, cloner: sc.Cloner) -> Birth | None:
+        """How a lone run's sandbox of this shape comes about without Python; None where that cannot be."""
+        if prepared.place is None or self.machine is None:
+            return None
+        known = prepared.births.get(id(cloner))
+        if known is None and not self.plain:
+            try:
+                known = Birth(self.machine, cloner, prepared.program, self.init)
+            except OSError:
+                self.plain = True
+                return None
+            prepared.births[id(cloner)] = known
+        return known
+
+    def give_birth(self, birth: Birth, ends: tuple[int, ...]) -> tuple[int, int]:
+        """(pid, pidfd) here, (0, -1) in the interpreter; a process 1 that could not be set up says so and ends."""
+        try:
+            return birth.give(ends)
+        except sc.SetupError:
+            raise  # still the zygote: there is no child
+        except Unborn:
+            os._exit(1)
+        except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
+            try:
+                _complain(error)
+            finally:
+                os._exit(1)
+
+    def run_alone(self, prepared: Prepared) -> None:
         """Leave process 1 to reap, and become the interpreter of a lone run. Never returns."""
         self.init.fork()
-        code = 1
+        self.be_alone(prepared)
+
+    def be_alone(self, prepared: Prepared) -> None:
+        """Be the interpreter of a lone run, in a sandbox that is set up. Never returns."""
+        code, place = 1, prepared.place
         try:
+            if place is None:
+                raise steps.StepFailed("agent", "this is no lone run")
             place.take()
             code = lone.Lone(prepared.plan, place, prepared.ready, self.reseeders).serve()
         except BaseException as error:  # noqa: BLE001 - nothing may unwind into the zygote's own loop
