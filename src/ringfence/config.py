@@ -164,6 +164,38 @@ class EgressSettings(Settings, frozen=True):
         return b""
 
 
+class BuildSettings(Settings, frozen=True):
+    """What templates tenants may build, through E2B's `Template.build`; bytes and files are of one tenant.
+
+    `at_once` and `at_once_all`: builds of one tenant, and of all; each may take `cpus` and `memory_mib`.
+    `seconds`, `step_seconds`, `ready_seconds`: of a whole build, one step, and until a start command is ready.
+    `disk_mib`, `files`: what a build's root may hold, the template it builds upon included; it is in memory.
+    `upload_mib`: one COPY's archive. `kept_mib`: archives and steps' outcomes, kept to be used again.
+    `home_mib`, `home_files`: what a template may have in its home, of which every sandbox gets a copy.
+    `templates`, `template_mib`: how many a tenant may have, and what they may take. `log_lines`: of one build.
+    `upload_url`: how clients reach this server, where a proxy in front changes the Host they send.
+    """
+
+    enabled: bool = True
+    at_once: Count = 2
+    at_once_all: Count = 8
+    seconds: Positive = 1800.0
+    step_seconds: Positive = 900.0
+    ready_seconds: Positive = 60.0
+    cpus: Positive = 2.0
+    memory_mib: Count = 1024
+    disk_mib: Count = 4096
+    files: Count = 500_000
+    upload_mib: Count = 512
+    kept_mib: Count = 4096
+    home_mib: Count = 256
+    home_files: Count = 20_000
+    templates: Count = 100
+    template_mib: Count = 20_480
+    log_lines: Count = 10_000
+    upload_url: str = ""
+
+
 class E2bSettings(Settings, frozen=True):
     """How the E2B protocol is served, to E2B's own clients.
 
@@ -186,6 +218,8 @@ class E2bSettings(Settings, frozen=True):
     limits: dict[str, int | float] = msgspec.field(
         default_factory=lambda: {"output_bytes": 1024 * MIB, "cpu_seconds": 86_400.0, "processes": 256}
     )
+
+    builds: BuildSettings = BuildSettings()
 
     def check(self, floor: Floor) -> None:
         """Refuse limits and a policy that are none. Raises BadRequest."""
@@ -246,6 +280,11 @@ class ServerSettings(Settings, frozen=True):
     def database(self) -> Path:
         """The store's file."""
         return self.state_dir / "api" / "ringfence.db"
+
+    @property
+    def builds(self) -> Path:
+        """Where builds' uploads and steps' outcomes are kept while the server runs."""
+        return self.state_dir / "builds"
 
     @property
     def paused(self) -> Path:

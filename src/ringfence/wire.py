@@ -494,6 +494,7 @@ class Template(Answer, frozen=True):
     limits: Limits | None = None
     pool: Pool | None = None
     image: TemplateImage | None = None
+    owner: str = ""  # the tenant who built it, and alone can use it; empty: everybody
 
 
 class TemplateList(Answer, frozen=True):

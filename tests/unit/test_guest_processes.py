@@ -21,7 +21,7 @@ TERMINAL = {"rows": 24, "cols": 80}
 def program(size: dict[str, Any] | None) -> Iterator[Process]:
     """A program whose fate we decide; this process holds its ends, as a program it left behind would."""
     ends = Ends(size, stdin=False)
-    process = Process(Loop(), os.getpid(), ends, {}, privileged=False)
+    process = Process(Loop(), os.getpid(), ends, {}, held=0)
     process.begin(None)
     yield process
     ends.close_child()

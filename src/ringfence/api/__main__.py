@@ -176,9 +176,13 @@ async def _serve(
         announcing.cancel()
 
 
-def _e2b(engine: Engine, store: SqliteStore, ports: Ports, settings: ServerSettings) -> E2b | None:
+def _opened(place: Path) -> int:
+    return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _e2b(engine: Engine, store: SqliteStore, ports: Ports, settings: ServerSettings, kept: Shelf) -> E2b | None:
     """E2B's face and its code interpreter, where the operator wants it."""
-    return E2b(engine, store, settings.e2b, settings.edge, ports, application) if settings.e2b.enabled else None
+    return E2b(engine, store, settings.e2b, settings.edge, ports, application, kept) if settings.e2b.enabled else None
 
 
 def run(options: Options) -> None:
@@ -190,7 +194,8 @@ def run(options: Options) -> None:
     privileges.widen_files()
     import_lazy()
     privileges.own(settings.paused, uid, gid)
-    shelf = Shelf(os.open(settings.paused, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+    privileges.own(settings.builds, uid, gid)
+    shelf, kept = Shelf(_opened(settings.paused)), Shelf(_opened(settings.builds))
     store, sealer = SqliteStore(settings.database), Sealer(settings.database.with_name("secrets.key"))
     roots = settings.egress.roots()
     privileges.own(settings.database.parent, uid, gid)  # the files that opening made
@@ -201,7 +206,7 @@ def run(options: Options) -> None:
     edge = Edge(engine, store, settings.edge)
     app = make_app(
         engine, store, version=_version(), hosts=_hosts(settings), body_seconds=settings.body_seconds,
-        published=edge.ports, e2b=_e2b(engine, store, edge.ports, settings),
+        published=edge.ports, e2b=_e2b(engine, store, edge.ports, settings, kept),
     )  # fmt: skip
     listener, edge_listener, certificates = _listener(options), _edge_listener(options), _certificates(options)
     uvloop.run(warm_up(app))

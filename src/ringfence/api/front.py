@@ -115,7 +115,7 @@ class Front:
     async def _served(self, face: Face, scope: Scope, receive: Receive, send: Send) -> None:
         """The other face's requests, their bodies timed and counted as ours are; some come for as long as one likes."""
         path: str = scope["path"]
-        passed_on = path == "/files" or path.endswith("/StreamInput")
+        passed_on = path == "/files" or path.endswith("/StreamInput") or scope["method"] == "PUT"
         body = Body(scope, receive, max(self._body_seconds, LONG_IDLE), None if passed_on else self._held)
         try:
             await face(scope, body, send)

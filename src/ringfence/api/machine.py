@@ -21,7 +21,7 @@ After = Annotated[
 @get("/v1/templates", opt=KEY, tags=["machine"])
 async def list_templates(request: AnyRequest) -> wire.TemplateList:
     """Every built template."""
-    return wire.TemplateList(templates=await engine_of(request).catalog.templates())
+    return wire.TemplateList(templates=await engine_of(request).catalog.templates(tenant_of(request)))
 
 
 @get("/v1/runtimes", opt=KEY, tags=["machine"])

@@ -49,11 +49,11 @@ class Catalog:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh_quietly())
 
-    async def templates(self) -> list[wire.Template]:
-        """Every template, as of now."""
+    async def templates(self, tenant: str) -> list[wire.Template]:
+        """Every template that is everybody's or this tenant's, as of now."""
         await self._node.wait_up()
         await self.refresh()
-        return list(self._templates.values())
+        return [template for template in self._templates.values() if template.owner in {"", tenant}]
 
     async def runtimes(self) -> list[wire.Runtime]:
         """Every runtime, as of now."""
@@ -72,13 +72,19 @@ class Catalog:
         self._policy.isolation(isolation)
         if isolation != "auto":
             self._check_runtime(isolation)
-        if found is None:
-            names = ", ".join(sorted(self._templates)[:20]) or "none; build one first"
+        if found is None or found.owner not in {"", tenant}:
+            mine = sorted(name for name, known in self._templates.items() if known.owner in {"", tenant})
+            names = ", ".join(mine[:20]) or "none; build one first"
             raise BadRequest(
                 f"unknown template {template!r:.70}", code="unknown_template", remediation=f"known are: {names}"
             )
         self._check_bounded(isolation, found, wanted)
         return self._policy.ceiling(tenant).limits(wanted, found.limits or Limits())
+
+    def everybodys(self, template: str) -> bool:
+        """Whether a template, as last heard of, is the operator's."""
+        found = self._templates.get(template)
+        return found is not None and not found.owner
 
     def image(self, template: str) -> wire.TemplateImage | None:
         """The image a known template was made from, if it was."""

@@ -22,7 +22,7 @@ from ringfence.guest.asks import BadAsk, cwd_of, env_of, order_of
 from ringfence.guest.context import Context
 from ringfence.guest.loop import Loop
 from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan
-from ringfence.guest.steps import StepFailed
+from ringfence.guest.steps import StepFailed, held
 from ringfence.guest.stream import Channel, Handler, Stream
 
 WARM_SECONDS: Final = 15.0  # a fresh interpreter (zygote = "none") imports the template's preload list first
@@ -112,6 +112,7 @@ class Agent:
         self, plan: Plan, channel_fd: int, reseeders: list[reseed.Reseeder], fresh: list[str], tid_address: int
     ) -> None:
         self.plan = plan
+        self.held = held(plan)
         self.fresh = fresh
         self.tid_address = tid_address
         self.loop = Loop()
@@ -130,7 +131,7 @@ class Agent:
         self.sudo: sudo.Door | None = None
         if stays and os.path.exists(sudo.PROGRAM):
             with contextlib.suppress(OSError):  # no descriptor for it: then there is no sudo, and all else there is
-                self.sudo = sudo.Door(self.loop, self.start_as)
+                self.sudo = sudo.Door(self.loop, self.start_as, self.held)
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -294,7 +295,7 @@ class Agent:
         parcel.op_unpack(self._yard(), stream, request)
 
     def _yard(self) -> parcel.Yard:
-        return parcel.Yard(self.loop, self.reap, self.helpers, self.plan.root, self.tid_address)
+        return parcel.Yard(self.loop, self.reap, self.helpers, self.held, self.tid_address)
 
     def op_ping(self, stream: Stream, _: dict[str, Any]) -> None:
         """Say that there is somebody here."""
@@ -333,7 +334,7 @@ class Agent:
             ends.into_place()
             sc.execute(sc.close_from(3))
             processes.reset_signals()
-            processes.become(uid, gid, self.plan.root)
+            processes.become(uid, gid, self.held)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(cwd)
             os.execvpe(argv[0], argv, env)  # noqa: S606 - what the tenant asked for, inside its sandbox
@@ -364,7 +365,7 @@ class Agent:
             os.dup2(orders, ORDER_FD)
             sc.execute(sc.close_from(ORDER_FD + 1))
             processes.reset_signals()
-            processes.become(uid, gid, self.plan.root)
+            processes.become(uid, gid, self.held)
             sc.execute(sc.set_name("python3"))
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             if self.plan.exec_runner:
@@ -383,7 +384,7 @@ class Agent:
         self, stream: Stream, request: dict[str, Any], pid: int, ends: processes.Ends, argv: list[str], kind: str
     ) -> processes.Process:
         about = {"tag": request.get("tag"), "argv": argv, "kind": kind, "detach": bool(request.get("detach"))}
-        program = processes.Process(self.loop, pid, ends, about, self.plan.root)
+        program = processes.Process(self.loop, pid, ends, about, self.held)
         self.programs[pid] = program
         timeout = request.get("timeout")
         program.begin(float(timeout) if timeout is not None else None)

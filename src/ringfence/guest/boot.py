@@ -20,7 +20,7 @@ import struct
 import sys
 from collections.abc import Callable
 
-from ringfence.guest import agent, processes, reseed, runner, steps
+from ringfence.guest import agent, furnishing, processes, reseed, runner, steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk
@@ -295,6 +295,8 @@ def set_up(ctx: steps.Context, kernel: str) -> None:
             continue
         try:
             sc.do(step(ctx))
+            if layer == "scratch" and furnishing.has_home(""):
+                furnishing.home("", HOME, ctx.plan.root, _ids(ctx))
         except OSError as error:
             raise steps.StepFailed(layer, str(error)) from error
 
@@ -384,7 +386,7 @@ class Guest(agent.Agent):
     def _adopt(self, *args: Any) -> processes.Process:
         program = super()._adopt(*args)
         if self.orders.kernel == GVISOR:  # its terminals change their size in silence
-            program.resized = lambda: tell_resized(program.pid, self.plan.root)
+            program.resized = lambda: tell_resized(program.pid, self.held)
         return program
 
     def warm(self) -> None:
@@ -395,7 +397,7 @@ class Guest(agent.Agent):
             self.rehearse()
 
 
-def tell_resized(session: int, privileged: bool) -> None:
+def tell_resized(session: int, held: int) -> None:
     """Tell every process group of a session that its terminal has a new size."""
     groups = set()
     for name in os.listdir("/proc"):
@@ -405,7 +407,7 @@ def tell_resized(session: int, privileged: bool) -> None:
                 groups.add(int(fields[2]))
     for group in groups:
         with contextlib.suppress(OSError):  # gone meanwhile
-            processes.kill(-group, signal.SIGWINCH, privileged)
+            processes.kill(-group, signal.SIGWINCH, held)
 
 
 def _own_imports(orders: Orders) -> list[reseed.Reseeder]:

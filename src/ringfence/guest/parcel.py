@@ -36,12 +36,12 @@ class Yard:
     """What a parcel needs of its agent."""
 
     def __init__(
-        self, loop: Loop, reap: Callable[[], None], helpers: dict[int, Callable[[], None]], privileged: bool, tid: int
+        self, loop: Loop, reap: Callable[[], None], helpers: dict[int, Callable[[], None]], held: int, tid: int
     ) -> None:
         self.loop = loop
         self.reap = reap
         self.helpers = helpers  # what to call when a child of ours that is no program has ended
-        self.privileged = privileged
+        self.held = held
         self.tid_address = tid
 
 
@@ -99,7 +99,7 @@ class Parcel(Handler):
             self._stream.fail("busy", "the agent is not alone in its process namespace")
             return
         with contextlib.suppress(ProcessLookupError):
-            processes.kill(-1, signal.SIGKILL, self._yard.privileged)
+            processes.kill(-1, signal.SIGKILL, self._yard.held)
         self._yard.reap()
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -126,7 +126,7 @@ class Parcel(Handler):
             self._stream.fail("busy", str(error))
             return
         if self._pid == 0:
-            _become_helper(work, theirs, theirs_report, self._yard.privileged)
+            _become_helper(work, theirs, theirs_report, bool(self._yard.held))
         os.close(theirs)
         os.close(theirs_report)
         os.set_blocking(ours, False)
@@ -166,7 +166,7 @@ class Parcel(Handler):
         if self._pid and not self._ended:
             self._yard.helpers[self._pid] = lambda: None
             with contextlib.suppress(ProcessLookupError):
-                processes.kill(self._pid, signal.SIGKILL, self._yard.privileged)
+                processes.kill(self._pid, signal.SIGKILL, self._yard.held)
         self._close()
         self._stream.end({})
 

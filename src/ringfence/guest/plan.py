@@ -30,6 +30,7 @@ FIELDS: Final = (
     "lone",  # for one piece of source code and nothing else: no agent, process 1 only reaps (init.py)
     "exec_runner",  # zygote = "none": user code never shares the zygote's address layout
     "time_namespace",
+    "writable",  # its root is a copy of the template's that it may change, and `root` may act like one: for builds
     "resolver",  # the text of /etc/resolv.conf where there is a network; empty: there is none
     "without",
     "fault",
@@ -56,6 +57,7 @@ class Plan:
         time_namespace: bool,
         lone: bool = False,
         resolver: str = "",
+        writable: bool = False,
         without: frozenset[str] = frozenset(),
         fault: str = "",
     ) -> None:
@@ -69,6 +71,7 @@ class Plan:
         self.warm_runner = warm_runner
         self.lone = lone
         self.resolver = resolver
+        self.writable = writable
         self.exec_runner = exec_runner
         self.time_namespace = time_namespace
         self.without = without

@@ -20,7 +20,7 @@ from ringfence.guest.annotations import Any, Final
 from ringfence.guest.init import FULL_BYTES
 from ringfence.guest.loop import Loop, Timer
 from ringfence.guest.plan import HOME, USER_ID
-from ringfence.guest.steps import KEPT_CAPABILITIES
+from ringfence.guest.steps import BUILDING_CAPABILITIES
 from ringfence.guest.stream import Handler, Stream
 
 TAIL: Final = 64 * 1024  # bytes of each output kept for whoever attaches later
@@ -60,26 +60,33 @@ def was_killed(pid: int) -> bool:
     return ended.si_code in {os.CLD_KILLED, os.CLD_DUMPED}
 
 
-def kill(pid: int, number: int, privileged: bool) -> None:
-    """Signal a process or, for a negative pid, a group; raises ProcessLookupError when there is none."""
-    if not privileged:
+def kill(pid: int, number: int, held: int) -> None:
+    """Signal a process or, for a negative pid, a group; raises ProcessLookupError when there is none.
+
+    `held` are the agent's capabilities (steps.held); zero: it has none, and one uid.
+    """
+    if not held:
         os.kill(pid, number)
         return
-    sc.execute(sc.set_capabilities(1 << sc.CAP_KILL, KEPT_CAPABILITIES))
+    sc.execute(sc.set_capabilities(1 << sc.CAP_KILL, held))
     try:
         os.kill(pid, number)
     finally:
-        sc.execute(sc.set_capabilities(0, KEPT_CAPABILITIES))
+        sc.execute(sc.set_capabilities(0, held))
 
 
-def become(uid: int, gid: int, privileged: bool) -> None:
-    """In a fork: give up the agent's identity for good, to a process with every capability set empty."""
-    if privileged:
-        sc.execute(sc.set_capabilities(KEPT_CAPABILITIES, KEPT_CAPABILITIES))
+def become(uid: int, gid: int, held: int) -> None:
+    """In a fork: give up the agent's identity for good, to a process with every capability set empty.
+
+    Only a build's `root` keeps some, over its own files.
+    """
+    if held:
+        sc.execute(sc.set_capabilities(held, held))
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    sc.do([sc.set_capabilities(0, 0), sc.prctl(sc.PR_SET_DUMPABLE, 1)])
+    kept = held if uid == 0 and held == BUILDING_CAPABILITIES else 0
+    sc.do([sc.set_capabilities(kept, kept), sc.prctl(sc.PR_SET_DUMPABLE, 1)])
     score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     os.write(score, b"1000")  # out of memory: programs die before the agent that reports it
     os.close(score)
@@ -137,9 +144,9 @@ def set_size(fd: int, size: dict[str, Any]) -> None:
 class Process(Handler):
     """One program: its descriptors, its tail, whoever is attached, and finally its fate."""
 
-    def __init__(self, loop: Loop, pid: int, ends: Ends, about: dict[str, Any], privileged: bool) -> None:
+    def __init__(self, loop: Loop, pid: int, ends: Ends, about: dict[str, Any], held: int) -> None:
         self._loop = loop
-        self._privileged = privileged
+        self._held = held
         self._timer: Timer | None = None
         self._pending: deque[tuple[Stream, bytes]] = deque()  # input not yet taken, and who gets the credit for it
         self._stdin_eof = False
@@ -317,7 +324,7 @@ class Process(Handler):
         # Between its fork and its setsid the program leads no group yet: then it is signalled alone.
         for target in (-self.pid, self.pid) if self.fate is None else (-self.pid,):
             try:
-                kill(target, number, self._privileged)
+                kill(target, number, self._held)
             except (ProcessLookupError, PermissionError):
                 continue
             return

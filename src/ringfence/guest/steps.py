@@ -15,12 +15,16 @@ import socket
 import struct
 from collections.abc import Callable
 
+from ringfence.guest import furnishing, table
 from ringfence.guest import syscalls as sc
-from ringfence.guest import table
 from ringfence.guest.annotations import Final
 from ringfence.guest.plan import CHANNEL_FD, FATE_FD, HOME, NEW_ROOT, SCRATCH, STAGE, USER_ID, Plan
 
 KEPT_CAPABILITIES: Final = (1 << sc.CAP_SETUID) | (1 << sc.CAP_SETGID) | (1 << sc.CAP_KILL)
+# What `root` of a build has beside: over its own files, in its own user namespace, and nothing of the kernel's.
+BUILDING_CAPABILITIES: Final = (
+    KEPT_CAPABILITIES | (1 << sc.CAP_CHOWN) | (1 << sc.CAP_DAC_OVERRIDE) | (1 << sc.CAP_FOWNER) | (1 << sc.CAP_FSETID)
+)
 SKELETON: Final = "/etc/skel"
 SKELETON_MOST: Final = 32
 _SIOCSIFFLAGS: Final = 0x8914
@@ -40,6 +44,8 @@ SCRATCH_BINDS: Final = (
 )
 # Where agents of several frameworks work unless told otherwise, and which they would make in a root of their own.
 WORKSPACE: Final = ("workspace", "/workspace", 0o755, USER_ID, 0)
+# Of a build these are part of its root, as all else is.
+BUILT: Final = (HOME, "/tmp", "/var/tmp", WORKSPACE[1])  # noqa: S108
 
 
 def binds(root: str) -> list[tuple[str, str, int, int, int]]:
@@ -111,17 +117,39 @@ def uts_namespace(_: Context) -> Calls:
     return [sc.call("sethostname", b"sandbox", 7)]
 
 
-def read_only_root(_: Context) -> Calls:
-    """The template's files and the six devices, bound afresh: read-only, nosuid, nodev."""
-    return sc.bind(STAGE, NEW_ROOT, sc.MS_REC)
+def held(plan: Plan) -> int:
+    """The capabilities its agent keeps permitted, to hand on or to switch users by; none without privileges."""
+    if not plan.root:
+        return 0
+    return BUILDING_CAPABILITIES if plan.writable else KEPT_CAPABILITIES
+
+
+def read_only_root(ctx: Context) -> Calls:
+    """The template's files and the six devices, bound afresh: read-only, nosuid, nodev.
+
+    Of a build: the devices, and a bounded memory file system of its own that the files are copied into.
+    """
+    if not ctx.plan.writable:
+        return sc.bind(STAGE, NEW_ROOT, sc.MS_REC)
+    dev = f"{NEW_ROOT}/dev"
+    return [
+        *sc.mount("tmpfs", NEW_ROOT, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, _bounds(ctx.plan)),
+        sc.call("mkdir", dev.encode(), 0o755),
+        *sc.bind(f"{STAGE}/dev", dev, sc.MS_REC),
+    ]
+
+
+def _bounds(plan: Plan) -> str:
+    return f"size={plan.scratch_bytes},nr_inodes={plan.scratch_files},mode=0755,huge=never"
 
 
 def scratch(ctx: Context) -> Calls:
     """One tmpfs, bounded in bytes and files, bound to every place a program may write."""
     plan = ctx.plan
-    options = f"size={plan.scratch_bytes},nr_inodes={plan.scratch_files},mode=0755,huge=never"
-    calls = sc.mount("tmpfs", SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+    calls = sc.mount("tmpfs", SCRATCH, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, _bounds(plan))
     for name, place, mode, owner, flags in ctx.binds:
+        if plan.writable and place in BUILT:
+            continue
         source = f"{SCRATCH}/{name}"
         calls.append(sc.call("mkdir", source.encode(), mode))
         calls.append(sc.call("chmod", source.encode(), mode))
@@ -230,20 +258,21 @@ def no_new_privileges(_: Context) -> Calls:
 
 def capabilities(ctx: Context) -> Calls:
     """Empty every set; an agent alone keeps three, permitted but not effective, to switch between its own uids."""
-    calls = sc.drop_bounding_set()
+    calls = sc.drop_bounding_set(BUILDING_CAPABILITIES if ctx.plan.writable else 0)
     calls.append(sc.prctl(sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL))
-    calls.append(sc.prctl(sc.PR_SET_SECUREBITS, sc.SECUREBITS_LOCKED))
+    if not ctx.plan.writable:  # there, programs of `root` keep what the bounding set leaves them
+        calls.append(sc.prctl(sc.PR_SET_SECUREBITS, sc.SECUREBITS_LOCKED))
     if ctx.plan.root:
         # The saved id is what makes process 1 somebody else than its programs: they may not touch its limits.
         calls.append(sc.call("setresgid", USER_ID, USER_ID, 0))
         calls.append(sc.call("setresuid", USER_ID, USER_ID, 0))
     switches = ctx.plan.root and not ctx.plan.lone
-    return [*calls, sc.set_capabilities(0, KEPT_CAPABILITIES if switches else 0)]
+    return [*calls, sc.set_capabilities(0, held(ctx.plan) if switches else 0)]
 
 
 def landlock(ctx: Context) -> Calls:
     """A second fence around files, and around signals and abstract sockets where the kernel has it."""
-    writable = [place for _, place, _, _, _ in ctx.binds]
+    writable = ["/"] if ctx.plan.writable else [place for _, place, _, _, _ in ctx.binds]
     return sc.landlock(ctx.landlock_abi, writable, ctx.free_fd) if ctx.landlock_abi else []
 
 
@@ -254,10 +283,11 @@ def seccomp(ctx: Context) -> Calls:
 
 def verified(ctx: Context) -> Calls:
     """Ask the kernel what it holds us to; a layer that did not take is a refusal."""
+    lost = sc.CAP_SYS_ADMIN if ctx.plan.writable else sc.CAP_CHOWN
     answers = {
         "seccomp": sc.prctl(sc.PR_GET_SECCOMP, expect=sc.SECCOMP_MODE_FILTER, what="confirm seccomp"),
         "no_new_privileges": sc.prctl(sc.PR_GET_NO_NEW_PRIVS, expect=1, what="confirm no_new_privs"),
-        "capabilities": sc.prctl(sc.PR_CAPBSET_READ, 0, expect=0, what="confirm the bounding set"),
+        "capabilities": sc.prctl(sc.PR_CAPBSET_READ, lost, expect=0, what="confirm the bounding set"),
     }
     return [call for layer, call in answers.items() if layer not in ctx.plan.without]
 
@@ -329,6 +359,7 @@ def in_force(plan: Plan, landlock_abi: int) -> list[str]:
     names += [layer for layer in LAYERS if layer not in NAMESPACES]
     cannot = {"landlock"} if not landlock_abi else set()
     cannot |= set() if plan.root else {"uid_range"}  # one uid is all there is to give
+    cannot |= {"read_only_root"} if plan.writable else set()
     return [n for n in [*names, "reseed"] if n not in plan.without | cannot]
 
 
@@ -336,8 +367,12 @@ class Program:
     """Every call of every step, in order, ready to be made."""
 
     def __init__(self, ctx: Context, engine: table.Machine | None) -> None:
+        self._plan = ctx.plan
+        self._home = furnishing.has_home(STAGE) and not ctx.plan.writable
         self._layers: list[str] = []
-        calls: Calls = []
+        self._parts: list[tuple[int, table.Table]] = []  # where each begins; files are copied between two
+        self.calls: Calls = []
+        begun = 0
         for step in STEPS:
             layer = step.__name__
             if layer in ctx.plan.without and layer not in _NEEDED_TO_LIVE:
@@ -345,10 +380,21 @@ class Program:
             own = step(ctx)
             if ctx.plan.fault == layer:
                 own = [sc.call("close", (1 << 64) - 1, what="failed on a test's wish"), *own]
-            calls += own
+            self.calls += own
             self._layers += [layer] * len(own)
-        self.calls = calls
-        self._table = table.Table(engine, calls)
+            if self._furnishes(layer):
+                self._parts.append((begun, table.Table(engine, self.calls[begun:])))
+                begun = len(self.calls)
+        self._parts.append((begun, table.Table(engine, self.calls[begun:])))
+
+    @property
+    def whole(self) -> bool:
+        """Whether its calls are all there is to do: no file is copied between them."""
+        return len(self._parts) == 1
+
+    def _furnishes(self, layer: str) -> bool:
+        """Whether files have to be copied once this layer is made."""
+        return (layer == "read_only_root" and self._plan.writable) or (layer == "scratch" and self._home)
 
     def layer(self, index: int) -> str:
         """Which layer the call at `index` belongs to; what comes behind them all is the agent's."""
@@ -356,6 +402,19 @@ class Program:
 
     def set_up(self) -> None:
         """Make every call. Raises StepFailed naming the layer at the first that fails."""
-        made = self._table.execute()
-        if made != len(self._layers):
-            raise StepFailed(self._layers[made], self._table.failure(made))
+        ends = [begun for begun, _ in self._parts[1:]] + [len(self.calls)]
+        for (begun, part), end in zip(self._parts, ends, strict=True):
+            made = part.execute()
+            if begun + made != end:
+                raise StepFailed(self._layers[begun + made], part.failure(made))
+            if end < len(self.calls):
+                self._furnish(self._layers[end - 1])
+
+    def _furnish(self, layer: str) -> None:
+        try:
+            if layer == "scratch":
+                furnishing.home(STAGE, f"{SCRATCH}/home", self._plan.root)
+            else:
+                furnishing.root(STAGE, NEW_ROOT, self._plan.root)
+        except OSError as error:
+            raise StepFailed(layer, f"copying files: {error.strerror or error}") from error

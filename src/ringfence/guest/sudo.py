@@ -39,9 +39,10 @@ class Given(processes.Ends):
 class Door:
     """Hears requests, starts their commands, tells how they ended. `start` raises BadAsk or OSError."""
 
-    def __init__(self, loop: Loop, start: Start) -> None:
+    def __init__(self, loop: Loop, start: Start, held: int) -> None:
         self._loop = loop
         self._start = start
+        self._held = held
         self._talks: set[Talk] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self._listener.bind(NAME)
@@ -55,7 +56,7 @@ class Door:
                 connection.close()
                 return
             connection.setblocking(False)
-            talk = Talk(connection, self._start)
+            talk = Talk(connection, self._start, self._held)
             self._talks.add(talk)
             self._loop.add_reader(connection.fileno(), lambda: self._hear(talk))
 
@@ -80,10 +81,11 @@ class Door:
 class Talk:
     """One asker and its command."""
 
-    def __init__(self, connection: socket.socket, start: Start) -> None:
+    def __init__(self, connection: socket.socket, start: Start, held: int) -> None:
         self.connection = connection
         self.pid = 0
         self._start = start
+        self._held = held
 
     def hear(self) -> bool:
         """Take one message; False when there is nothing more to talk about."""
@@ -127,7 +129,7 @@ class Talk:
     def _kill(self, number: int) -> None:
         for target in (-self.pid, self.pid):  # between its fork and its setsid it leads no group yet
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                processes.kill(target, number, privileged=True)
+                processes.kill(target, number, self._held)
                 return
 
     def say(self, message: dict[str, Any]) -> None:

@@ -59,9 +59,14 @@ SECCOMP_MODE_FILTER: Final = 2
 # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE on, KEEP_CAPS off, all four locked (uapi securebits.h).
 SECUREBITS_LOCKED: Final = 0b1110_1111
 
+CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
+CAP_FOWNER: Final = 3
+CAP_FSETID: Final = 4
 CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_SYS_ADMIN: Final = 21
 
 _NUMBERS: Final = {
     "read": 0, "write": 1, "open": 2, "close": 3, "mmap": 9, "mprotect": 10,
@@ -168,9 +173,9 @@ def set_name(name: str) -> Call:
     return call("prctl", PR_SET_NAME, name.encode()[:15], 0, 0, 0, what="prctl name")
 
 
-def drop_bounding_set() -> list[Call]:
-    """Empty the capability bounding set, up to the last capability this kernel knows."""
-    known = [c for c in range(64) if attempt(prctl(PR_CAPBSET_READ, c)) >= 0]
+def drop_bounding_set(keep: int = 0) -> list[Call]:
+    """Empty the capability bounding set but for `keep`, up to the last capability this kernel knows."""
+    known = [c for c in range(64) if attempt(prctl(PR_CAPBSET_READ, c)) >= 0 and not keep >> c & 1]
     return [prctl(PR_CAPBSET_DROP, c, what=f"drop capability {c}") for c in known]
 
 

@@ -160,7 +160,7 @@ class Zygote:
 
     def birth(self, prepared: Prepared, cloner: sc.Cloner) -> Birth | None:
         """How a lone run's sandbox of this shape comes about without Python; None where that cannot be."""
-        if prepared.place is None or self.machine is None:
+        if prepared.place is None or self.machine is None or not prepared.program.whole:
             return None
         known = prepared.births.get(id(cloner))
         if known is None and not self.plain:
@@ -244,6 +244,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a template's imports can raise anything; the node must hear of it
         control.send(BROKEN + f"{type(error).__name__}: {error}"[:2000].encode())
         return
+    os.environ.update(config["late_env"])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead sandboxes are reaped by the kernel
     control.send(READY)
     with contextlib.suppress(ConnectionError):  # a node that was killed hangs up less politely

@@ -22,7 +22,7 @@ from ringfence.node.isolation import Isolation
 from ringfence.node.server import listen
 from ringfence.node.supervisor import Settings, Supervisor
 from ringfence.runtimes.here import runtimes
-from ringfence.templates.catalog import Catalog
+from ringfence.templates.catalog import Both, Owned
 
 
 def instance_of(state: Path) -> str:
@@ -64,8 +64,9 @@ async def serve(state: Path, templates: Path, api_uid: int, egress: Egress) -> N
         gateways=egress.gateways,
         roots=egress.authorities,
     )
+    catalog = Both(templates, Owned(state / "node" / "built", templates))
     settings = Settings(floor=egress.floor, learn=egress.learn, gateways=frozenset(egress.gateways))
-    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), Catalog(templates), settings)
+    supervisor = Supervisor(Isolation(*here.present, absent=here.absent), catalog, settings)
     await supervisor.begin()
     path = state / "node" / "node.sock"
     server = await listen(supervisor, path, api_uid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringfence.domain.errors import NotFound
 from ringfence.domain.limits import Limits
 from ringfence.domain.template import Template
 from ringfence.runtimes.base import GroupUsage, Runtime
@@ -22,7 +23,8 @@ def template_row(built: Built, pools: list[dict[str, Any]]) -> dict[str, Any]:
         "zygote": str(template.zygote),
         "preload": list(template.preload),
         "limits": {name: getattr(template.limits, name) for name in Limits.__slots__},
-        "image": _image(template),
+        "image": _image(template) if not built.owner else None,
+        "owner": built.owner,
         "pool": {
             "idle": sum(p["idle"] for p in pools),
             "starting": sum(p["starting"] for p in pools),
@@ -65,3 +67,12 @@ def usage_row(used: GroupUsage, source: str) -> dict[str, Any]:
         "processes": used.processes,
         "source": source,
     }
+
+
+def unknown_template(name: str) -> NotFound:
+    """The answer for a template that is not there, or is another tenant's."""
+    return NotFound(
+        f"no template called {name!r:.80}",
+        code="unknown_template",
+        remediation="list them with `ringfence templates list`; build one with `ringfence templates build`",
+    )

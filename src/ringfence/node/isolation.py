@@ -25,8 +25,12 @@ class Isolation:
     def __iter__(self) -> Iterator[Runtime]:
         return iter(self.present.values())
 
-    def choose(self, asked: str, template: Template) -> Runtime:
-        """The runtime for a request. Raises BadRequest with the reason when what was asked for cannot be had."""
+    def choose(self, asked: str, template: Template, *, trusted: bool = False) -> Runtime:
+        """The runtime for a request. Raises BadRequest with the reason when what was asked for cannot be had.
+
+        `trusted`: whatever its files are, there are some of ours for its agent to run on.
+        """
+        foreign = template.image is not None and not trusted
         if asked != AUTO and template.runtime not in {AUTO, asked}:
             raise BadRequest(
                 f"template {template.name} is isolated by {template.runtime}, not by {asked!r:.40}",
@@ -35,8 +39,8 @@ class Isolation:
             )
         wanted = template.runtime if asked == AUTO else asked
         if wanted == AUTO:
-            wanted = self._suited(template)
-        if template.image is not None and wanted not in FOR_IMAGES and wanted in self.present:
+            wanted = self._suited(foreign=foreign)
+        if foreign and wanted not in FOR_IMAGES and wanted in self.present:
             raise BadRequest(
                 f"{wanted} runs templates of our own making; {template.name} comes from an image",
                 code="runtime_unsuited",
@@ -52,7 +56,7 @@ class Isolation:
             )
         return runtime
 
-    def _suited(self, template: Template) -> str:
-        if template.image is None:
+    def _suited(self, *, foreign: bool) -> str:
+        if not foreign:
             return next(iter(self.present))
         return next((name for name in FOR_IMAGES if name in self.present), FOR_IMAGES[0])

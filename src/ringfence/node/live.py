@@ -43,6 +43,7 @@ class Live:
     expiring: float = 0.0  # its time is over and the api was asked to pause it: within this moment
     held: object | None = None  # which connection is pausing it: nothing else comes to it meanwhile
     spent: bool = False  # a lone run's sandbox has had its one order
+    building: bool = False  # for a build of its tenant's: no sandbox that anybody lists
     begins: bytes = b""  # the agent's words for the program it begins with, unread here
 
     @property

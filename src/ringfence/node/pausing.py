@@ -56,12 +56,13 @@ async def restored(
     if node.knows(name):
         raise Conflict("the sandbox is there already", code="sandbox_busy", remediation="try again shortly")
     built, trust = _same(node, ask), trust_from(ask)
+    trusted = built.trusted_root
     policy = with_hosts(node.policy(ask), trust)
-    runtime = node.isolation.choose(str(ask.get("isolation", AUTO)), built.template)
+    runtime = node.isolation.choose(str(ask.get("isolation", AUTO)), built.template, trusted=trusted is not None)
     if policy.networked:
         check_network(runtime)
     words = ask["tenant"], built.template, built.root, built.digest, limits, False, False, policy.networked
-    live = await node.made_now(runtime, StartSpec(name, *words))
+    live = await node.made_now(runtime, StartSpec(name, *words, trusted_root=trusted))
     live.begins = begins
     await node.give(live, ask, limits, ttl, policy, trust)
     return live, {"queue": 0.0, "claim": (time.monotonic() - begun) * 1e3}
@@ -70,7 +71,7 @@ async def restored(
 def _same(node: Supervisor, ask: dict[str, Any]) -> Built:
     """The template as it was. Raises Conflict when it was rebuilt or removed since."""
     try:
-        built = node.built(ask["template"], fresh=True)
+        built = node.built(ask["template"], tenant=ask["tenant"], fresh=True)
     except NotFound:
         built = None
     if built is None or built.digest != ask["template_digest"]:

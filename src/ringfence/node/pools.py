@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ringfence.domain.errors import Overloaded, PlatformFault, RingfenceError
+from ringfence.domain.limits import Limits
 from ringfence.domain.template import PoolPolicy
 from ringfence.node.live import Live
 
@@ -187,3 +188,16 @@ class Pool:
             "least": self.policy.least,
             "most": self.policy.most,
         }
+
+
+def shape_of(limits: Limits) -> tuple[float, ...]:
+    """The limits that are built into a sandbox when it is made; the others are the node's to enforce."""
+    return (
+        limits.memory_bytes,
+        limits.cpus,
+        limits.processes,
+        limits.scratch_bytes,
+        limits.scratch_files,
+        limits.open_files,
+        limits.cpu_seconds,
+    )

@@ -19,6 +19,7 @@ from ringfence.domain.process import How
 from ringfence.domain.sandbox import START_BYTES
 from ringfence.guest import frames
 from ringfence.node.beginning import begin
+from ringfence.node.building import Intake, building_sandbox, works_of
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.pausing import awake, hold, left, let_go, restored
@@ -63,7 +64,7 @@ class Call:
     def __init__(self, connection: Connection, stream: int) -> None:
         self._connection = connection
         self.stream = stream
-        self.relay: Relay | None = None
+        self.relay: Relay | Intake | None = None
         self.task: asyncio.Task[None] | None = None
         self.early: list[tuple[int, bytes]] = []  # frames that came before the guest stream was open
         self.holder: object = connection
@@ -91,7 +92,7 @@ class Call:
         body = {"code": error.code, "cause": error.cause, "remediation": error.remediation, "status": error.status}
         self.end({"error": body})
 
-    def attach(self, relay: Relay) -> None:
+    def attach(self, relay: Relay | Intake) -> None:
         """From now on frames go straight through."""
         self.relay = relay
         for type_, payload in self.early:
@@ -135,6 +136,7 @@ class Verbs:
             for name in (
                 "run", "create", "open", "get", "list", "extend", "allow", "secret", "reset", "stop",
                 "pause", "unpause", "restore", "wake",
+                "build", "publish", "unpublish",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -204,7 +206,8 @@ class Verbs:
 
     async def verb_list(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A tenant's sandboxes, or all."""
-        call.end({"sandboxes": [live.describe() for live in self._node.table.of(ask.get("tenant"))]})
+        found = self._node.table.of(ask.get("tenant"))
+        call.end({"sandboxes": [live.describe() for live in found if not live.building]})
 
     async def verb_extend(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A new expiry, counted from now."""
@@ -266,6 +269,23 @@ class Verbs:
         live = await self._find(ask)
         await awake(self._node, live, min(float(ask["ttl_seconds"]), MAX_TTL))
         call.end({"sandbox": live.describe()})
+
+    async def verb_build(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """A sandbox whose root may be changed, for as long as the asker holds this stream."""
+        async with building_sandbox(self._node, ask, self._limits(ask["limits"])) as live:
+            call.send(frames.CONTROL, json.dumps({"sandbox": live.id}).encode())
+            await asyncio.wait([live.link.lost])
+        call.end({})
+
+    async def verb_publish(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Make a template of what a build left, which its asker sends; or of what is here already."""
+        call.end(await works_of(self._node).publish(self._node, call, ask))
+
+    async def verb_unpublish(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """Forget templates that a tenant has built."""
+        await works_of(self._node).unpublish(ask["tenant"], ask["names"])
+        self._node.forgotten(ask["names"])
+        call.end({})
 
     async def verb_templates(self, call: Call, _: dict[str, Any], __: bytes) -> None:
         """Every built template."""

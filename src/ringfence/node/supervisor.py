@@ -19,7 +19,6 @@ from typing import Any, Final
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor, Policy, policy_from
 from ringfence.domain.errors import (
     BadRequest,
-    NotFound,
     OverQuota,
     PlatformFault,
     RingfenceError,
@@ -31,18 +30,19 @@ from ringfence.domain.sandbox import State, new_id
 from ringfence.domain.secrets import Trust, trust_from, with_hosts
 from ringfence.domain.template import NAME, ZygoteMode
 from ringfence.guest import frames
-from ringfence.node.described import runtime_row, template_row, usage_row
+from ringfence.node.building import Works
+from ringfence.node.described import runtime_row, template_row, unknown_template, usage_row
 from ringfence.node.direct import Direct
 from ringfence.node.egress import check_network, policy_of
 from ringfence.node.isolation import AUTO, Isolation
 from ringfence.node.link import GuestLink, Nobody
 from ringfence.node.live import Live, Table
 from ringfence.node.lone import LoneRelay
-from ringfence.node.pools import Pool, PoolKey
+from ringfence.node.pools import Pool, PoolKey, shape_of
 from ringfence.node.relay import UNCAPPED, Ended, Outlet, Relay
 from ringfence.node.trusted import put_in_force
 from ringfence.runtimes.base import GroupUsage, Networked, Runtime, StartSpec
-from ringfence.templates.catalog import Built, Catalog
+from ringfence.templates.catalog import Both, Built, Catalog
 
 WATCH_SECONDS: Final = 0.5  # how often busy sandboxes' counters are read
 SWEEP_SECONDS: Final = 60.0
@@ -66,19 +66,6 @@ class Settings:
     gateways: frozenset[str] = frozenset()  # by which sandboxes may leave
 
 
-def shape_of(limits: Limits) -> tuple[float, ...]:
-    """The limits that are built into a sandbox when it is made; the others are the node's to enforce."""
-    return (
-        limits.memory_bytes,
-        limits.cpus,
-        limits.processes,
-        limits.scratch_bytes,
-        limits.scratch_files,
-        limits.open_files,
-        limits.cpu_seconds,
-    )
-
-
 class Supervisor:
     """All live sandboxes of one node."""
 
@@ -100,6 +87,7 @@ class Supervisor:
         self._listeners: set[Callable[[Event], None]] = set()
         self._relays: set[Relay] = set()
         self._jobs: list[asyncio.Task[None]] = []
+        self.works = Works(catalog) if isinstance(catalog, Both) else None
         for runtime in isolation:
             if isinstance(runtime, Networked):
                 runtime.on_flow(self._flowed)
@@ -129,19 +117,23 @@ class Supervisor:
 
     # -- starting -------------------------------------------------------------------------------------------
 
-    def built(self, name: str, *, fresh: bool = False) -> Built:
-        """A template, as it was a moment ago at most; now, if `fresh`. Raises NotFound."""
+    def built(self, name: str, *, tenant: str, fresh: bool = False) -> Built:
+        """A template, as it was a moment ago at most; now, if `fresh`. Raises NotFound, also for another tenant's."""
         known = self._templates.get(name)
         if not fresh and known is not None and time.monotonic() - known[0] < TEMPLATE_SECONDS:
-            return known[1]
+            built = known[1]
+        else:
+            built = self._read(name)
+        if built.owner not in {"", tenant}:
+            raise unknown_template(name)
+        return built
+
+    def _read(self, name: str) -> Built:
         try:
             built = self.catalog.read(name if NAME.fullmatch(name) else "")
         except RingfenceError:
-            raise NotFound(
-                f"no template called {name!r:.80}",
-                code="unknown_template",
-                remediation="list them with `ringfence templates list`; build one with `ringfence templates build`",
-            ) from None
+            self._templates.pop(name, None)
+            raise unknown_template(name) from None
         self._templates[name] = (time.monotonic(), built)
         return built
 
@@ -156,8 +148,8 @@ class Supervisor:
         asked: str = AUTO,
         networked: bool = False,
     ) -> Pool:
-        built = self.built(template)
-        runtime = self.isolation.choose(asked, built.template)
+        built = self.built(template, tenant=tenant)
+        runtime = self.isolation.choose(asked, built.template, trusted=built.trusted_root is not None)
         if networked:
             check_network(runtime)
         # An interpreter that is exec'd afresh needs an agent to start it.
@@ -174,7 +166,7 @@ class Supervisor:
         words = tenant, built.template, built.root, built.digest, limits, one_shot, lone, networked
 
         def spec() -> StartSpec:
-            return StartSpec(new_id("s"), *words)
+            return StartSpec(new_id("s"), *words, trusted_root=built.trusted_root)
 
         pool = Pool(
             # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
@@ -210,7 +202,8 @@ class Supervisor:
 
     def warm(self, tenant: str, template: str) -> None:
         """Have a pool ready before the first request asks for it."""
-        self._pool(tenant, template, self.built(template).template.limits, one_shot=True, lone=True).refill()
+        limits = self.built(template, tenant=tenant).template.limits
+        self._pool(tenant, template, limits, one_shot=True, lone=True).refill()
 
     async def claim(
         self, ask: dict[str, Any], limits: Limits, ttl: float, *, one_shot: bool
@@ -271,7 +264,7 @@ class Supervisor:
 
     def policy(self, ask: dict[str, Any]) -> Policy:
         """What was asked for, checked again on this side of the socket; else what the template says, judged here."""
-        template = self.built(ask["template"]).template
+        template = self.built(ask["template"], tenant=ask["tenant"]).template
         return policy_of(ask, template, self.settings.floor, self.settings.gateways, learn=self.settings.learn)
 
     async def _allow_first(self, live: Live, policy: Policy, trust: Trust | None) -> None:
@@ -298,6 +291,12 @@ class Supervisor:
         await put_in_force(live, policy)
         live.touch()
         self.emit("sandbox.egress", live, rules=[rule.text for rule in policy.rules][:20])
+
+    def forgotten(self, names: list[str]) -> None:
+        """Templates that are there no more: nothing is kept warm of them."""
+        for name in names:
+            self._templates.pop(name, None)
+        self._drop_pools([key for key in self._pools if key.template in names])
 
     # -- ending ---------------------------------------------------------------------------------------------
 
@@ -438,6 +437,8 @@ class Supervisor:
     async def begin(self) -> None:
         """Remove what an earlier node left, then start watching."""
         await self.sweep()
+        if self.works is not None:
+            await self.works.begin()
         loop = asyncio.get_running_loop()
         self._jobs = [loop.create_task(self._every(WATCH_SECONDS, self.watch))]
         self._jobs.append(loop.create_task(self._every(SWEEP_SECONDS, self.sweep)))

@@ -54,6 +54,9 @@ class StartSpec:
     one_shot: bool = True  # made for one program at once; otherwise to stay, and to stay small until it is asked
     lone: bool = False  # that program is source code and nothing else will be asked: no agent is needed
     networked: bool = False  # with a wire to the gate, which lets nothing through until it is told a policy
+    writable: bool = False  # for a build: its root is a copy that it may change, and its `root` acts like one
+    # The files of ours that its agent runs on, where the template's own were made by a tenant.
+    trusted_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,15 @@ class CompatRow:
 
 
 @dataclass(frozen=True, slots=True)
+class BuiltRow:
+    """A template that a tenant has built; `record` is the face's own."""
+
+    tenant: str
+    id: str
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PauseRow:
     """What is kept of a paused sandbox, and until when."""
 
@@ -258,6 +267,15 @@ class Store(Protocol):
 
     def compat(self) -> list[CompatRow]:
         """What the faces keep of each sandbox in no terminal state; queues the end of all other rows."""
+
+    def built_saved(self, row: BuiltRow) -> None:
+        """Queue a template that a tenant has built, new or changed."""
+
+    def built_removed(self, tenant: str, template_id: str) -> None:
+        """Queue that it is forgotten; does nothing when there is none."""
+
+    def built(self) -> list[BuiltRow]:
+        """Every template that a tenant has built."""
 
     def answered(self, claim: Claim) -> Answered | None:
         """The kept answer to an earlier use of this idempotency key."""

@@ -191,6 +191,19 @@ WHERE sandboxes.state NOT IN ('stopped', 'failed');
 -- It ends with its sandbox.
 DELETE FROM compat WHERE sandbox NOT IN (SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed'));
 
+-- name: built_saved
+-- A template that a tenant has built, as it is now.
+INSERT INTO built (id, tenant, record) VALUES (?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET record = excluded.record WHERE built.tenant = excluded.tenant;
+
+-- name: built_removed
+-- Its tenant has it no more.
+DELETE FROM built WHERE id = ? AND tenant = ?;
+
+-- name: built_all
+-- Whoever owns them: for the face alone, when it starts.
+SELECT tenant, id, record FROM built;
+
 -- name: answer_find
 -- What an idempotency key was answered before.
 SELECT request, status, body FROM answers WHERE digest = :digest AND tenant = :tenant AND expires > :now;

@@ -25,6 +25,7 @@ from ringfence.store.base import (
     KEY_PREFIX,
     Answered,
     AuthorityRow,
+    BuiltRow,
     Claim,
     CompatRow,
     Filter,
@@ -36,7 +37,16 @@ from ringfence.store.base import (
     digest_of,
     key_name,
 )
-from ringfence.store.queries import COMPAT_SCHEMA, KEYS_SCHEMA, PORTS_SCHEMA, SCHEMA, SECRETS_SCHEMA, SQL, UPGRADES
+from ringfence.store.queries import (
+    BUILT_SCHEMA,
+    COMPAT_SCHEMA,
+    KEYS_SCHEMA,
+    PORTS_SCHEMA,
+    SCHEMA,
+    SECRETS_SCHEMA,
+    SQL,
+    UPGRADES,
+)
 from ringfence.store.writer import Writer
 from ringfence.wire_egress import EgressSum
 
@@ -139,7 +149,7 @@ class SqliteStore:
         """Open the files now; the writing thread begins with start()."""
         self._read = connect(path)
         self._write = connect(path)
-        for statement in (PORTS_SCHEMA, COMPAT_SCHEMA, *SECRETS_SCHEMA.split(";\n")):
+        for statement in (PORTS_SCHEMA, COMPAT_SCHEMA, BUILT_SCHEMA, *SECRETS_SCHEMA.split(";\n")):
             self._write.execute(statement)
         self._keys = connect(_keys_beside(path), KEYS_SCHEMA)
         # Both the WAL and its index are opened by name at first use: use them before privileges and paths are gone.
@@ -373,6 +383,18 @@ class SqliteStore:
         """See Store."""
         self._writer.put(SQL["compat_tidy"], ())
         return [CompatRow(*row) for row in self._read.execute(SQL["compat_live"])]
+
+    def built_saved(self, row: BuiltRow) -> None:
+        """See Store."""
+        self._writer.put(SQL["built_saved"], (row.id, row.tenant, row.record))
+
+    def built_removed(self, tenant: str, template_id: str) -> None:
+        """See Store."""
+        self._writer.put(SQL["built_removed"], (template_id, tenant))
+
+    def built(self) -> list[BuiltRow]:
+        """See Store."""
+        return [BuiltRow(*row) for row in self._read.execute(SQL["built_all"])]
 
     # --- idempotency ---
 

@@ -15,6 +15,7 @@ from ringfence.domain.errors import BadRequest, NotFound, PlatformFault, Ringfen
 from ringfence.domain.template import Template, template_from, template_from_toml
 
 RECIPE_FILE_BYTES: Final = 64 * 1024
+OWNED: Final = "built-"  # begins the names of what tenants have built, and of nothing else
 BUILTIN: Final = importlib.resources.files("ringfence.templates") / "builtin"
 
 
@@ -28,6 +29,8 @@ class Built:
     size_bytes: int
     built_at: float
     recipe: str
+    owner: str = ""  # the tenant who built it; empty: it is everybody's
+    trusted_root: Path | None = None  # then: the files of ours that its sandboxes' agents run on
 
 
 def builtin_names() -> list[str]:
@@ -93,6 +96,7 @@ class Catalog:
                 size_bytes=entry["size_bytes"],
                 built_at=entry["built_at"],
                 recipe=entry["recipe"],
+                **self._owned(entry),
             )
         except FileNotFoundError:
             raise NotFound(
@@ -103,6 +107,13 @@ class Catalog:
         if not built.root.is_dir():
             raise self._unusable(name, "its root file system is gone")
         return built
+
+    def _owned(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What an entry of everybody's has not."""
+        return {}
+
+    def _owner_of(self, built: Built) -> dict[str, Any]:
+        return {}
 
     def usable(self) -> list[Built]:
         """Return the built templates that are whole; used to find what a new build can start from."""
@@ -123,6 +134,7 @@ class Catalog:
             "size_bytes": built.size_bytes,
             "built_at": built.built_at,
             "template": _lists(template_fields(built.template)),
+            **self._owner_of(built),
         }
         self.index.mkdir(mode=0o755, exist_ok=True)
         fresh = self.index / f".{built.template.name}.{os.getpid()}"
@@ -130,8 +142,45 @@ class Catalog:
         fresh.chmod(0o644)
         fresh.replace(self.index / f"{built.template.name}.json")
 
+    def forget(self, name: str) -> None:
+        """Take a name out; harmless when it is none."""
+        (self.index / f"{name}.json").unlink(missing_ok=True)
+
     @staticmethod
     def _unusable(name: str, why: str) -> PlatformFault:
         return PlatformFault(
             f"template {name}: {why}", code="template_damaged", remediation=f"run: ringfence templates build {name}"
         )
+
+
+class Owned(Catalog):
+    """What tenants have built, in a directory of its own. `trusted` is the operator's templates directory."""
+
+    def __init__(self, directory: Path, trusted: Path) -> None:
+        super().__init__(directory)
+        self._trusted = trusted
+
+    def _owned(self, entry: dict[str, Any]) -> dict[str, Any]:
+        root = self._trusted / entry["base"] / "root"
+        if not entry["owner"] or not root.is_dir():
+            raise self._unusable(entry["name"], "what it was built from is not here any more")
+        return {"owner": entry["owner"], "trusted_root": root}
+
+    def _owner_of(self, built: Built) -> dict[str, Any]:
+        return {"owner": built.owner, "base": built.trusted_root.parent.name if built.trusted_root else ""}
+
+
+class Both(Catalog):
+    """The operator's templates and those that tenants have built; which is which, a name tells."""
+
+    def __init__(self, directory: Path, owned: Owned) -> None:
+        super().__init__(directory)
+        self.owned = owned
+
+    def load(self) -> dict[str, Built]:
+        """The operator's, as Catalog.load; of the tenants' those that are whole: one tenant's damage is its own."""
+        return {**super().load(), **{built.template.name: built for built in self.owned.usable()}}
+
+    def read(self, name: str) -> Built:
+        """See Catalog.read."""
+        return self.owned.read(name) if name.startswith(OWNED) else super().read(name)

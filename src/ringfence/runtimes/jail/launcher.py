@@ -84,18 +84,26 @@ def template(template_fd: int, place: str, flags: int) -> None:
     os.chdir("/")
 
 
-def build_root(template_fd: int, sources: dict[str, bytes], *, read_only: bool) -> str:
-    """Assemble the zygote's root in a private mount tree; returns where it stands."""
+def build_root(template_fd: int, trusted_fd: int, sources: dict[str, bytes], *, read_only: bool) -> str:
+    """Assemble the zygote's root in a private mount tree; returns where it stands.
+
+    Its sandboxes' files may be a tenant's own making: then what runs before the fences stand is of ours.
+    """
     sc.do(sc.mount("none", "/", flags=sc.MS_REC | sc.MS_PRIVATE))
     work = "/tmp"  # noqa: S108 - only a place to mount on, in a mount namespace of our own
     sc.do(sc.mount("tmpfs", work, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755"))
-    pristine, root = f"{work}/pristine", f"{work}/root"
-    for place in (pristine, root):
+    pristine, trusted, root = f"{work}/pristine", f"{work}/trusted", f"{work}/root"
+    for place in (pristine, trusted, root):
         os.mkdir(place)
     os.mkdir(f"{work}/nothing")
     template(template_fd, pristine, _READ_ONLY if read_only else sc.MS_NOSUID | sc.MS_NODEV)
     devices(pristine)
-    sc.do(sc.bind(pristine, root, sc.MS_REC))
+    if trusted_fd == template_fd:
+        trusted = pristine
+    else:
+        template(trusted_fd, trusted, _READ_ONLY)
+        devices(trusted)
+    sc.do(sc.bind(trusted, root, sc.MS_REC))
     sc.do(sc.mount("tmpfs", f"{root}/run", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "size=16m,mode=0755"))
     for place, mode in (("/tmp", "1777"), ("/home/user", "0755")):  # noqa: S108 - the zygote's own
         sc.do(sc.mount("tmpfs", root + place, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"size=64m,mode={mode}"))
@@ -126,6 +134,9 @@ def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     # Opened here because a bind needs a mount of this namespace, and now because the next lines give up the uid
     # that may walk through a state directory closed to others.
     template_fd = os.open(config["template_root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    same = config["trusted_root"] == config["template_root"]
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    trusted_fd = template_fd if same else os.open(config["trusted_root"], flags)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     sc.execute(sc.prctl(sc.PR_SET_DUMPABLE, 1))
@@ -135,7 +146,7 @@ def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     os.setsid()
     sc.execute(sc.call("sethostname", b"sandbox", 7))
     clock = "time_namespace" not in config["without"] and own_clock()
-    root = build_root(template_fd, sources, read_only="read_only_root" not in config["without"])
+    root = build_root(template_fd, trusted_fd, sources, read_only="read_only_root" not in config["without"])
     sc.do(sc.pivot_into(root))
     if "no_new_privileges" not in config["without"]:
         sc.execute(sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1))

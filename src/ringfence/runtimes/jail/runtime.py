@@ -257,7 +257,7 @@ class Jail(OnWires):
 
     def _planned(self, spec: StartSpec) -> tuple[Plan, bytes]:
         """The plan and how it is sent; there are far fewer kinds of them than sandboxes."""
-        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote, spec.networked)
+        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote, spec.networked, spec.writable)
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:
@@ -281,6 +281,7 @@ class Jail(OnWires):
             exec_runner=spec.template.zygote is ZygoteMode.NONE,
             time_namespace=True,
             resolver=NAMESERVER if spec.networked else "",
+            writable=spec.writable,
             without=self._without,
             fault=self._fault,
         )
@@ -307,17 +308,21 @@ class Jail(OnWires):
         try:
             await self._in_thread(lambda: self._groups.create(zygote.name, _ZYGOTE_LIMITS))
             await self._in_thread(lambda: self._groups.attach(zygote.name, zygote.launcher_pid))
+            env = {**environment.BASE, **dict(spec.template.env)}
             zygote.configure(
                 {
                     "root": self._privileged,
                     "uid_base": UID_FLOOR + block * UID_BLOCK,
                     "uid_count": UID_BLOCK,
                     "template_root": str(spec.template_root),
+                    "trusted_root": str(spec.trusted_root or spec.template_root),
                     "without": sorted(self._without),
                     "zygote": {
                         "seccomp": self._seccomp,
                         "preload": list(spec.template.preload) if spec.template.zygote is ZygoteMode.FORK else [],
-                        "env": {**environment.BASE, **dict(spec.template.env)},
+                        # A tenant's variables are not for what runs before the fences stand: a linker reads them.
+                        "env": environment.BASE if spec.trusted_root else env,
+                        "late_env": env if spec.trusted_root else {},
                     },
                 }
             )

@@ -222,6 +222,8 @@ class Oci(OnWires):
 
     async def start(self, spec: StartSpec) -> Boxed:
         """Launch, attach to the limits while nobody waits, send the orders, hear that it is ready."""
+        if spec.writable:
+            raise SandboxRefused("builds are made in jails", code="build_unsuited")
         carried = await self._in_thread(self._carried.tree)
         slot = self._slots.take()
         try:

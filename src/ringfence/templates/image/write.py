@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,18 +13,32 @@ from ringfence.templates.image.model import File, Folder, Link, Root, Text
 CHUNK: Final = 1024 * 1024
 TOLD_EVERY: Final = 2000
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_EMLINK: Final = 31
+_NO_LINK: Final = frozenset({errno.EMLINK, errno.EXDEV})
 
 
-def write(root: Root, place: Path, layers: Mapping[str, int], tell: Callable[[int], None]) -> None:
-    """Make the tree at `place`, which must not exist. `layers` are descriptors of the layers' files, by layer."""
+def _numbered(node: File) -> str:
+    return str(node.number)
+
+
+def write(
+    root: Root,
+    place: Path,
+    layers: Mapping[str, int],
+    tell: Callable[[int], None],
+    name_of: Callable[[File], str] = _numbered,
+) -> None:
+    """Make the tree at `place`, which must not exist. `layers` are descriptors of the layers' files, by layer.
+
+    `name_of` says what a file is called there: its number, unless it comes from a root of ours.
+    """
     place.mkdir(mode=0o755)
     top = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    _Writer(layers, tell).fill(root.top, top)
+    _Writer(layers, tell, name_of).fill(root.top, top)
 
 
 class _Writer:
-    def __init__(self, layers: Mapping[str, int], tell: Callable[[int], None]) -> None:
+    def __init__(self, layers: Mapping[str, int], tell: Callable[[int], None], name_of: Callable[[File], str]) -> None:
+        self._name_of = name_of
         self._layers = layers
         self._tell = tell
         self._count = 0
@@ -56,15 +71,15 @@ class _Writer:
     def _file(self, node: File, name: str, fd: int) -> None:
         source = self._layers[node.layer]
         try:
-            os.link(str(node.number), name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+            os.link(self._name_of(node), name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno != _EMLINK:
+            if error.errno not in _NO_LINK:
                 raise
             self._copy(source, node, name, fd)
 
     def _copy(self, source: int, node: File, name: str, fd: int) -> None:
-        """A file system has a most of names for one file; the next ones get a file of their own."""
-        from_fd = os.open(str(node.number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+        """A file system has a most of names for one file, and none on another disk: then it is a file of its own."""
+        from_fd = os.open(self._name_of(node), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
         with os.fdopen(from_fd, "rb") as old, os.fdopen(os.open(name, _NEW, 0o644, dir_fd=fd), "wb") as new:
             while data := old.read(CHUNK):
                 new.write(data)

@@ -16,12 +16,14 @@ from ringfence.api.compat.e2b.insight import Insight
 from ringfence.api.compat.e2b.plane import DAEMON_PORT, INTERPRETER_PORT, Plane
 from ringfence.api.compat.e2b.records import Face, Registry
 from ringfence.api.compat.e2b.routes import FIRST, Routes, table_of
+from ringfence.api.compat.e2b.templates.built import BuiltTemplates
 from ringfence.api.errors import ClientGone, MisdirectedRequest
 from ringfence.api.front import host_name
 from ringfence.config import E2bSettings, EdgeSettings
 from ringfence.domain.errors import BadRequest
 from ringfence.edge.ports import Ports
 from ringfence.engine.engine import Engine
+from ringfence.engine.shelf import Shelf
 from ringfence.store.base import Store
 
 SANDBOX_HEADER: Final = b"e2b-sandbox-id"
@@ -51,20 +53,26 @@ class E2b:
         edge: EdgeSettings,
         ports: Ports,
         interpreter: Callable[[E2b], Interprets] | None = None,
+        kept: Shelf | None = None,
     ) -> None:
+        """`kept` is where builds keep what they use again; without it there are none."""
         self.engine = engine
         self._store = store
         self._suffix = "." + edge.domain
         self._ports = ports
         self.registry = Registry(engine, store)
         self._interpreter = interpreter(self) if interpreter is not None else None
-        control = Control(engine, self.registry, settings, ports, self.domain_for, self._warm)
-        self._routes = Routes(table_of(control, Insight(engine, store, self.registry)))
+        self._templates = BuiltTemplates(engine, store, settings, kept) if kept and settings.builds.enabled else None
+        control = Control(engine, self.registry, settings, ports, self.domain_for, self._warm, self._templates)
+        built = self._templates.routes if self._templates is not None else None
+        self._routes = Routes(table_of(control, Insight(engine, store, self.registry), built))
         self._plane = Plane(engine, self.registry, self._interpreter)
 
     def begin(self) -> None:
         """The engine runs: know the sandboxes that outlived an earlier process."""
         self.registry.begin()
+        if self._templates is not None:
+            self._templates.begin()
 
     def _warm(self, face: Face) -> None:
         """A sandbox for cells was made: have its kernel ready when the first one comes."""
@@ -137,6 +145,9 @@ class E2b:
 
     async def _rest(self, exchange: Exchange) -> None:
         """The control plane: a key of any tenant."""
+        if exchange.method == "PUT" and self._templates is not None and _first(exchange.raw_path) == "templates":
+            await self._templates.routes.upload(exchange)  # by a URL that was given out to a key
+            return
         caller = key_caller(self._store, exchange.header(b"x-api-key"))
         exchange.scope["user"] = caller
         with self.engine.admission.request(caller.tenant):

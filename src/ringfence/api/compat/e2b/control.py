@@ -17,6 +17,8 @@ from ringfence.api.compat.e2b.http import Exchange
 from ringfence.api.compat.e2b.pausing import Pausing, on_timeout
 from ringfence.api.compat.e2b.records import Face, Record, Registry, new_token
 from ringfence.api.compat.e2b.refusals import missing
+from ringfence.api.compat.e2b.templates.built import BuiltTemplates, Chosen
+from ringfence.api.compat.e2b.templates.serving import plain_name as template_of
 from ringfence.config import E2bSettings
 from ringfence.domain.errors import BadRequest, Conflict, RingfenceError
 from ringfence.edge.ports import Ports
@@ -29,13 +31,6 @@ DEFAULT_SECONDS: Final = 300
 SOONEST: Final = 0.001  # seconds: a timeout of 0 means now
 _KEY: Final = re.compile(r"[a-z0-9-]{1,255}")
 _encode: Final = msgspec.json.Encoder().encode
-
-
-def template_of(name: str) -> str:
-    """The template's name without the tag that every template has."""
-    for tag in (":default", ":latest"):
-        name = name.removesuffix(tag)
-    return name
 
 
 def labels_of(metadata: dict[str, str]) -> dict[str, str]:
@@ -62,6 +57,7 @@ class Control:
         ports: Ports,
         domain: Callable[[Exchange], str | None],
         warm: Callable[[Face], None],
+        templates: BuiltTemplates | None = None,
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -70,6 +66,7 @@ class Control:
         self._domain = domain
         self._warm = warm
         self._pausing = Pausing(engine, settings)
+        self._templates = templates
 
     # --- one sandbox ---
 
@@ -122,6 +119,7 @@ class Control:
         policy = network.egress(asked.network, asked.allow_internet_access, self._settings, always_said=first)
         seconds = max(DEFAULT_SECONDS if asked.timeout is None else asked.timeout, SOONEST)
         public = asked.network.allow_public_traffic if asked.network is not None else None
+        chosen = await self._chosen(tenant, asked.template)
         record = Record(
             token=new_token(),
             traffic=new_token() if public is False else None,
@@ -135,9 +133,12 @@ class Control:
             auto_resume=asked.auto_resume is not None and asked.auto_resume.enabled,
             seconds=seconds,
             first=first,
+            user=chosen.user,
+            workdir=chosen.workdir,
         )
         request = wire.SandboxRequest(
-            template=template_of(asked.template),
+            template=chosen.name,
+            start=chosen.start,
             isolation=self._settings.isolation,
             limits=self._limits(tenant),
             labels=labels_of(metadata),
@@ -150,9 +151,16 @@ class Control:
         self._registry.keep(face)
         if self._ports.listening:
             await self._publish(face)
+        if chosen.ready and self._templates is not None:
+            await self._templates.await_ready(face.tenant, face.id, chosen)
         if request.template in self._settings.warm_kernels:
             self._warm(face)
         return face
+
+    async def _chosen(self, tenant: str, name: str) -> Chosen:
+        """The template a client means: one of everybody's, else one that its tenant has built."""
+        plain = template_of(name)
+        return await self._templates.chosen(tenant, name) if self._templates is not None else Chosen(plain)
 
     async def _publish(self, face: Face) -> None:
         """Let its ports be reached, by anybody or by whoever has the traffic token; as was asked or not at all."""

@@ -153,7 +153,7 @@ class Plane:
         try:
             _posted(exchange)
             connect.check_unary(exchange)
-            call.account = from_basic(exchange.header(b"authorization"))
+            call.account = from_basic(exchange.header(b"authorization"), call.face.record.user)
             asked = connect.decoded(await exchange.body(connect.MOST_MESSAGE), kind)
             async with call.within(connect.timeout_of(exchange)):
                 answer = await method(call, asked)
@@ -174,7 +174,7 @@ class Plane:
             return
         out = connect.Outgoing(exchange)
         try:
-            call.account = from_basic(exchange.header(b"authorization"))
+            call.account = from_basic(exchange.header(b"authorization"), call.face.record.user)
             await method(call)
         except (ClientGone, Stopping):
             raise ClientGone("the stream is cut") from None

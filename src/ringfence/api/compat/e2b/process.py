@@ -140,7 +140,7 @@ def _request(call: Call, asked: Start) -> wire.ProcessRequest:
     return wire.ProcessRequest(
         argv=[config.cmd, *(config.args or [])],
         env={**home, **call.face.environment(), **(config.envs or {})},
-        cwd=call.path(config.cwd) if config.cwd else None,
+        cwd=call.path(config.cwd) if config.cwd else call.face.record.workdir,
         user=call.account.name,
         stdin_open=asked.stdin is not False and asked.pty is None,
         timeout=timeout_of(call.exchange),

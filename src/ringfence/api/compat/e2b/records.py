@@ -41,6 +41,8 @@ class Record(msgspec.Struct, kw_only=True):
     auto_resume: bool = False
     seconds: float = 0.0  # its time at create
     first: bool = False  # made by the first create route, whose clients say some things whatever their user wants
+    user: str = "user"  # whom the template says programs run as
+    workdir: str | None = None  # and where they start; nothing: at home
 
 
 def new_token() -> str:

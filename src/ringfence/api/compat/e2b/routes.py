@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from ringfence.api.compat.e2b.asks import Ask, Reply
 from ringfence.api.compat.e2b.control import Control
 from ringfence.api.compat.e2b.insight import Insight
+from ringfence.api.compat.e2b.templates.serving import TemplateRoutes
 from ringfence.domain.errors import NotFound, Refused
 
 Handler = Callable[[Ask], Awaitable[Reply]]
@@ -36,10 +37,14 @@ async def _absent(_: Ask) -> Reply:
     raise Unsupported("this server does not have this part of E2B's API")
 
 
-def table_of(control: Control, insight: Insight) -> dict[Pattern, dict[str, Handler]]:
+def table_of(
+    control: Control, insight: Insight, built: TemplateRoutes | None = None
+) -> dict[Pattern, dict[str, Handler]]:
     """Every route."""
     one: Pattern = ("sandboxes", ANY)
+    builds = _builds(built) if built is not None else {}
     return {
+        **builds,
         ("sandboxes",): {"POST": control.create_v1, "GET": control.listed_v1},
         ("v2", "sandboxes"): {"POST": control.create, "GET": control.listed},
         ("sandboxes", "metrics"): {"GET": insight.latest},
@@ -57,6 +62,22 @@ def table_of(control: Control, insight: Insight) -> dict[Pattern, dict[str, Hand
         (*one, "snapshots"): {"POST": _absent},
         (*one, "fork"): {"POST": _absent},
         ("snapshots",): {"GET": _absent},
+    }
+
+
+def _builds(built: TemplateRoutes) -> dict[Pattern, dict[str, Handler]]:
+    one: Pattern = ("templates", ANY)
+    return {
+        ("v3", "templates"): {"POST": built.request},
+        ("v2", "templates"): {"GET": built.listed},
+        ("templates",): {"GET": built.listed},
+        ("templates", "tags"): {"POST": built.assign, "DELETE": built.remove},
+        ("templates", "aliases", ANY): {"GET": built.alias},
+        one: {"GET": built.info, "DELETE": built.delete},
+        (*one, "tags"): {"GET": built.tags},
+        (*one, "files", ANY): {"GET": built.files},
+        ("v2", *one, "builds", ANY): {"POST": built.start},
+        (*one, "builds", ANY, "status"): {"GET": built.status},
     }
 
 

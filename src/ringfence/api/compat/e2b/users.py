@@ -45,13 +45,13 @@ def account(name: str | None) -> Account:
     return found
 
 
-def from_basic(header: str | None) -> Account:
-    """Who an Authorization header names; its password means nothing. Raises ConnectError."""
+def from_basic(header: str | None, usual: str = "user") -> Account:
+    """Who an Authorization header names; its password means nothing; `usual` without one. Raises ConnectError."""
     if header is None:
-        return account(None)
+        return account(usual)
     scheme, _, word = header.partition(" ")
     if scheme.lower() != "basic":
-        return account(None)
+        return account(usual)
     try:
         name = base64.b64decode(word.strip(), validate=True).decode().partition(":")[0]
     except (binascii.Error, UnicodeDecodeError):

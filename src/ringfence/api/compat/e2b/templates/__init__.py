@@ -1,0 +1,1 @@
+"""E2B's template builds: what the SDKs' `Template.build` asks for, and what it is answered."""

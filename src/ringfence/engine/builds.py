@@ -1,0 +1,564 @@
+"""Builds: a tenant's steps run in a sandbox whose root they may change, and what they left made into a template.
+
+Each step's outcome is kept as the bytes its sandbox made, by all that decided it; the next build begins behind the last
+step it has in common with one before. Only the tenant's own outcomes are looked at. Nothing here reads such bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.resources
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ringfence.domain.building import Copy, Recipe, Setting, Step
+from ringfence.domain.errors import BadRequest, OverQuota, PlatformFault, RingfenceError, SandboxLost, TooLarge
+from ringfence.domain.limits import MIB, Limits
+from ringfence.domain.process import How
+from ringfence.engine.answers import NodeAnswer, decode_node, guest_end, raise_node
+from ringfence.engine.link import NodeStream, Reader
+from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.programs import Fate, fate
+from ringfence.engine.shelf import Blob, Shelf
+from ringfence.guest import frames
+from ringfence.store.base import PauseRow
+
+WORK: Final = (importlib.resources.files("ringfence.guest") / "building" / "work.py").read_text("utf-8")
+STATE: Final = "/run/.build"  # inside: how everything was when it was last looked at
+REFUSED: Final = 3
+READY_PAUSE: Final = 0.25
+LINE_BYTES: Final = 2000
+WORDS_BYTES: Final = 4096  # of what a job of ours says
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator allows. See config.BuildSettings for the reasons of the defaults."""
+
+    at_once: int = 2
+    at_once_all: int = 8
+    seconds: float = 1800.0
+    step_seconds: float = 900.0
+    ready_seconds: float = 60.0
+    memory_bytes: int = 1024 * MIB
+    cpus: float = 2.0
+    disk_bytes: int = 4096 * MIB
+    files: int = 500_000
+    upload_bytes: int = 512 * MIB
+    kept_bytes: int = 4096 * MIB
+    home_bytes: int = 256 * MIB
+    home_files: int = 20_000
+    log_lines: int = 10_000
+
+    def limits(self) -> Limits:
+        """Of a build's sandbox."""
+        return Limits(
+            memory_bytes=self.memory_bytes, cpus=self.cpus, processes=512, scratch_bytes=self.disk_bytes,
+            scratch_files=self.files, output_bytes=1024 * MIB, open_files=4096, wall_seconds=86_400.0,
+            cpu_seconds=86_400.0,
+        )  # fmt: skip
+
+
+class StepFailed(BadRequest):
+    """A step of the tenant's did not do what it should; `step` says which, in its client's numbers."""
+
+    default_code = "build_step_failed"
+
+    def __init__(self, step: str, cause: str, code: str = "build_step_failed") -> None:
+        super().__init__(cause, code=code)
+        self.step = step
+
+
+class Tell(Protocol):
+    """Where a build's log goes."""
+
+    def __call__(self, text: str, level: str = "info", step: str = "") -> None:
+        """One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of a build."""
+
+    digest: str
+    size: int
+    cached: int  # steps that were not run
+
+
+class _Started(msgspec.Struct):
+    sandbox: str = ""
+    send: bool = False
+
+
+class _Published(NodeAnswer, frozen=True):
+    digest: str = ""
+    size: int = 0
+    missing: bool = False
+
+
+class Site:
+    """A build's sandbox while it lasts."""
+
+    def __init__(self, node: NodeClient, tenant: str, sandbox: str) -> None:
+        self._node = node
+        self._tenant = tenant
+        self._sandbox = sandbox
+
+    async def run(
+        self,
+        words: dict[str, Any],
+        heard: Callable[[int, bytes], Awaitable[None]],
+        stdin: AsyncIterator[bytes] | None = None,
+    ) -> Fate:
+        """A program to its end, its output as it comes. Raises SandboxLost when nobody knows its fate."""
+        stream = Reader()
+        header = {"verb": "open", "tenant": self._tenant, "sandbox": self._sandbox, "kind": "kernel"}
+        self._node.open(stream, header, _encode({**words, "stdin": stdin is not None}))
+        feeding = asyncio.get_running_loop().create_task(_fed(stream, stdin)) if stdin is not None else None
+        try:
+            while (item := await stream.next()) is not None:
+                if item[0] in {frames.STDOUT, frames.STDERR}:
+                    await heard(*item)
+            if feeding is not None and feeding.done():
+                feeding.result()
+            return fate(await stream.ended)
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+            stream.cancel()
+
+    async def work(
+        self,
+        *words: str,
+        stdin: AsyncIterator[bytes] | None = None,
+        into: Callable[[bytes], Awaitable[None]] | None = None,
+        seconds: float,
+    ) -> None:
+        """A job of ours (guest/building/work.py). Raises StepFailed without a step for what it refuses, or cannot."""
+        said = bytearray()
+
+        async def heard(type_: int, data: bytes) -> None:
+            if type_ == frames.STDOUT and into is not None:
+                await into(data)
+            elif len(said) < WORDS_BYTES:
+                said.extend(data[:WORDS_BYTES])
+
+        argv = ["/usr/bin/python3", "-I", "-c", WORK, *words]
+        ended = await self.run(
+            {"op": "exec", "argv": argv, "user": "root", "cwd": "/", "timeout": seconds}, heard, stdin
+        )
+        if ended.exit.ok:
+            return
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        why = lines[-1][:600] if lines else ended.exit.reason or ended.exit.how.value
+        if ended.exit.code == REFUSED and ended.exit.how is How.EXITED:
+            raise StepFailed("", why, "build_copy_refused")
+        raise StepFailed("", f"what the step left cannot be kept, or what it needs cannot be put there: {why}")
+
+
+async def _fed(stream: NodeStream, chunks: AsyncIterator[bytes]) -> None:
+    async for chunk in chunks:
+        if not await stream.send(chunk):
+            return
+    stream.eof()
+
+
+class Lines:
+    """A program's output as lines of a log, each bounded, control characters left out."""
+
+    def __init__(self, tell: Tell, step: str) -> None:
+        self._tell = tell
+        self._step = step
+        self._rest: dict[int, bytes] = {}
+        self.last: dict[int, str] = {}
+
+    async def __call__(self, type_: int, data: bytes) -> None:
+        """Some of it."""
+        *whole, rest = (self._rest.get(type_, b"") + data).split(b"\n")
+        for line in whole:
+            self._say(type_, line)
+        while len(rest) > LINE_BYTES:
+            self._say(type_, rest[:LINE_BYTES])
+            rest = rest[LINE_BYTES:]
+        self._rest[type_] = rest
+
+    def _say(self, type_: int, line: bytes) -> None:
+        text = line[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+        text = "".join(each for each in text if each.isprintable() or each in "\t\x1b")
+        if text.strip():
+            self.last[type_] = text
+        self._tell(text, "warn" if type_ == frames.STDERR else "info", self._step)
+
+    def end(self) -> str:
+        """No more comes; gives the last words, those of the error output first."""
+        for type_, rest in self._rest.items():
+            if rest:
+                self._say(type_, rest)
+        self._rest.clear()
+        return self.last.get(frames.STDERR) or self.last.get(frames.STDOUT) or ""
+
+
+@dataclass
+class Cache:
+    """A tenant's outcomes and uploads, on a shelf, the longest unused going first when there is no room."""
+
+    shelf: Shelf
+    most: int
+    used: dict[str, float] = field(default_factory=dict)
+    pinned: Counter[str] = field(default_factory=Counter)
+
+    def row(self, tenant: str, key: str) -> PauseRow | None:
+        """What is kept by this name."""
+        row = self.shelf.row(_name(tenant, key))
+        if row is not None:
+            self.used[row.sandbox] = time.monotonic()
+        return row
+
+    @asynccontextmanager
+    async def pinning(self, tenant: str, keys: list[str]) -> AsyncIterator[None]:
+        """While a build goes on, what it uses stays."""
+        names = [_name(tenant, key) for key in keys]
+        self.pinned.update(names)
+        try:
+            yield
+        finally:
+            self.pinned.subtract(names)
+
+    async def keep(self, tenant: str, key: str, most: int, fill: Callable[[Blob], Awaitable[None]]) -> PauseRow:
+        """Keep what `fill` writes, in the place of what had this name. Raises OverQuota, TooLarge, Overloaded."""
+        await self._room(tenant, 0)
+        name = _name(tenant, key)
+        await self.shelf.remove(name)
+        blob = self.shelf.writing(tenant, name, most, self.most)
+        try:
+            async with blob:
+                await fill(blob)
+                row = await blob.finish(0.0)
+                blob.keep(row)
+        except TooLarge:
+            raise TooLarge(f"larger than {most >> 20} MiB", code="build_too_large") from None
+        except OverQuota:
+            raise OverQuota(
+                "this tenant's builds keep as many bytes as they may",
+                code="build_quota",
+                remediation="make the steps leave less, or have the operator raise e2b.builds.kept_bytes",
+            ) from None
+        self.used[name] = time.monotonic()
+        return row
+
+    async def _room(self, tenant: str, _size: int) -> None:
+        """Drop what was not used for long, while more than half of the tenant's room is taken."""
+        while self.shelf.used(tenant) > self.most // 2:
+            rows = [row for row in self.shelf.rows() if row.tenant == tenant and not self.pinned[row.sandbox]]
+            if not rows:
+                return
+            oldest = min(rows, key=lambda row: self.used.get(row.sandbox, 0.0))
+            self.used.pop(oldest.sandbox, None)
+            await self.shelf.remove(oldest.sandbox)
+
+
+def _name(tenant: str, key: str) -> str:
+    return hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
+
+
+class Builds:
+    """What runs builds."""
+
+    def __init__(self, node: NodeClient, cache: Cache, rules: Rules) -> None:
+        self._node = node
+        self.cache = cache
+        self.rules = rules
+        self._running: Counter[str] = Counter()
+        self._started: set[tuple[str, str, str]] = set()  # outcomes whose start and ready commands were seen to work
+
+    def begin(self, tenant: str) -> Callable[[], None]:
+        """Hold a place for a build; returns how to give it back. Raises OverQuota."""
+        if self._running[tenant] >= self.rules.at_once or self._running.total() >= self.rules.at_once_all:
+            raise OverQuota(
+                "as many builds are under way as may be at once", code="build_quota", remediation="wait for one to end"
+            )
+        self._running[tenant] += 1
+
+        def over() -> None:
+            self._running[tenant] -= 1
+
+        return over
+
+    async def build(
+        self, tenant: str, name: str, recipe: Recipe, settings: dict[str, Any], egress: dict[str, Any], tell: Tell
+    ) -> Made:
+        """Do all of it. Raises StepFailed for the tenant's, RingfenceError for what else went wrong."""
+        async with asyncio.timeout(self.rules.seconds):
+            one = _Build(self, self._node, tenant, recipe, tell)
+            async with self.cache.pinning(tenant, [*one.keys(settings["base"]), *one.uploads()]):
+                await one.steps(settings["base"], egress, force=settings["force"])
+                return await one.publish(name, settings)
+
+    async def forget(self, tenant: str, names: list[str]) -> None:
+        """Remove templates. Raises RingfenceError."""
+        await self._node.call({"verb": "unpublish", "tenant": tenant, "names": names}, NodeAnswer)
+
+    def started(self, tenant: str, key: str, words: str) -> bool:
+        """Whether these commands were seen to work on this outcome; and now they were."""
+        seen = (tenant, key, words) in self._started
+        if len(self._started) > 10_000:
+            self._started.clear()
+        self._started.add((tenant, key, words))
+        return seen
+
+    def unstarted(self, tenant: str, key: str, words: str) -> None:
+        """They did not work after all."""
+        self._started.discard((tenant, key, words))
+
+
+class _Build:
+    """One build under way."""
+
+    def __init__(self, builds: Builds, node: NodeClient, tenant: str, recipe: Recipe, tell: Tell) -> None:
+        self._builds = builds
+        self._cache = builds.cache
+        self._rules = builds.rules
+        self._node = node
+        self._tenant = tenant
+        self._recipe = recipe
+        self._tell = tell
+        self._keys: list[str] = []
+        self._rows: list[PauseRow] = []
+        self._cached = 0
+
+    def keys(self, base: str) -> list[str]:
+        """The names of its steps' outcomes."""
+        self._keys = self._recipe.keys(self._tenant, base)
+        return self._keys
+
+    def uploads(self) -> list[str]:
+        """The names of the archives it needs."""
+        return [upload_key(step.copy.files) for step in self._recipe.steps if step.copy is not None]
+
+    def _common(self, *, force: bool) -> list[PauseRow]:
+        """What is kept of the first steps, up to the first that is not, or must be run."""
+        rows: list[PauseRow] = []
+        for step, key in zip(self._recipe.steps, self._keys, strict=True):
+            row = self._cache.row(self._tenant, key)
+            if row is None or force or step.forced:
+                break
+            rows.append(row)
+        return rows
+
+    async def steps(self, base: str, egress: dict[str, Any], *, force: bool) -> None:
+        """Run what has to be run, and see that what its sandboxes begin with works."""
+        self._rows = self._common(force=force)
+        self._cached = len(self._rows)
+        for step in self._recipe.steps[: self._cached]:
+            self._tell(f"CACHED [{step.number}] {step.text}", step=str(step.number))
+        last = self._keys[-1] if self._keys else base
+        words = f"{self._recipe.start}\0{self._recipe.ready}\0{self._recipe.setting}"
+        tried = not (self._recipe.start or self._recipe.ready) or self._builds.started(self._tenant, last, words)
+        if self._cached == len(self._recipe.steps) and tried and not force:
+            return
+        try:
+            async with self._site(egress) as site:
+                await self._rest(site)
+                if self._recipe.start or self._recipe.ready:
+                    await self._try_start(site)
+        except BaseException:
+            self._builds.unstarted(self._tenant, last, words)
+            raise
+
+    @asynccontextmanager
+    async def _site(self, egress: dict[str, Any]) -> AsyncIterator[Site]:
+        """A sandbox to build in, for as long as this is held."""
+        stream = Reader()
+        header = {
+            "verb": "build", "tenant": self._tenant, "template": self._recipe.template, "limits": self._rules.limits(),
+            "ttl_seconds": self._rules.seconds + 60, "labels": {}, **egress,
+        }  # fmt: skip
+        await self._node.wait_up()
+        self._node.open(stream, header)
+        try:
+            first = await stream.next()
+            if first is None:
+                raise_node(decode_node((await stream.ended).header, NodeAnswer).error)
+                raise SandboxLost("the build's sandbox ended before it began")
+            sandbox = msgspec.json.decode(first[1], type=_Started).sandbox
+            yield Site(self._node, self._tenant, sandbox)
+        finally:
+            stream.cancel()
+
+    async def _rest(self, site: Site) -> None:
+        """Lay what is kept over the root, then run the steps behind."""
+        for row in self._rows:
+            await self._ours(site.work("apply", stdin=self._cache.shelf.reading(row), seconds=self._rules.step_seconds))
+        steps = self._recipe.steps[self._cached :]
+        if steps:
+            await self._ours(site.work("mark", STATE, seconds=self._rules.step_seconds))
+        for step, key in zip(steps, self._keys[self._cached :], strict=True):
+            self._tell(f"[{step.number}] {step.text}", step=str(step.number))
+            try:
+                await self._one(site, step)
+                self._rows.append(await self._captured(site, key))
+            except StepFailed as failed:
+                raise StepFailed(str(step.number), failed.cause, failed.code) from None
+            except TooLarge as error:
+                raise StepFailed(str(step.number), f"what the step left is {error.cause}", error.code) from None
+
+    @staticmethod
+    async def _ours(work: Awaitable[None]) -> None:
+        """What fails before any step is nobody's step."""
+        try:
+            await work
+        except StepFailed as failed:
+            raise StepFailed("base", failed.cause, failed.code) from None
+
+    async def _one(self, site: Site, step: Step) -> None:
+        if step.kind == "COPY" and step.copy is not None:
+            await self._copy(site, step, step.copy)
+        elif step.kind == "WORKDIR":
+            script = 'if [ ! -d "$1" ]; then mkdir -p -- "$1" && chown -- "$2" "$1"; fi'
+            argv = ["/bin/sh", "-c", script, "sh", step.command, step.setting.user]
+            await self._program(site, step, {"argv": argv, "user": "root", "cwd": "/"})
+        else:
+            await self._program(site, step, shell(step.command, step.setting))
+
+    async def _program(self, site: Site, step: Step, words: dict[str, Any]) -> None:
+        lines = Lines(self._tell, str(step.number))
+        ended = await site.run({"op": "exec", **words, "timeout": self._rules.step_seconds}, lines)
+        last = lines.end()
+        if ended.exit.ok:
+            return
+        how = f"exit code {ended.exit.code}" if ended.exit.how is How.EXITED else ended.exit.how.value.replace("_", " ")
+        more = f": {last}" if last else f": {ended.exit.reason}" if ended.exit.reason else ""
+        raise StepFailed(str(step.number), f"failed to run {step.text[:200]!r}: {how}{more}"[:1000])
+
+    async def _copy(self, site: Site, step: Step, copy: Copy) -> None:
+        row = self._cache.row(self._tenant, upload_key(copy.files))
+        if row is None:
+            raise StepFailed(
+                str(step.number), f"the files of COPY {copy.source!r:.100} were not uploaded", "build_files_missing"
+            )
+        most = {"entries": self._rules.files, "bytes": self._rules.disk_bytes, "free": 128 * MIB, "ratio": 100}
+        words = {
+            "source": copy.source, "target": copy.target, "user": copy.user, "mode": copy.mode,
+            "workdir": step.setting.workdir, "most": most,
+        }  # fmt: skip
+        sent = self._cache.shelf.reading(row)
+        await site.work("place", _encode(words).decode(), stdin=sent, seconds=self._rules.step_seconds)
+
+    async def _captured(self, site: Site, key: str) -> PauseRow:
+        """What a step changed, kept as it comes."""
+
+        async def fill(blob: Blob) -> None:
+            await site.work("layer", STATE, into=blob.write, seconds=self._rules.step_seconds)
+
+        return await self._cache.keep(self._tenant, key, self._rules.disk_bytes, fill)
+
+    async def _try_start(self, site: Site) -> None:
+        """Start what its sandboxes begin with, and wait until it says that it is ready."""
+        recipe, running = self._recipe, None
+        if recipe.start:
+            self._tell(f"starting: {recipe.start}", step="finalize")
+            lines = Lines(self._tell, "finalize")
+            loop = asyncio.get_running_loop()
+            running = loop.create_task(site.run({"op": "exec", **shell(recipe.start, recipe.setting)}, lines))
+        try:
+            if recipe.ready:
+                await self._until_ready(site, running)
+        finally:
+            if running is not None:
+                running.cancel()
+
+    async def _until_ready(self, site: Site, running: asyncio.Task[Fate] | None) -> None:
+        deadline = time.monotonic() + self._rules.ready_seconds
+        while time.monotonic() < deadline:
+            lines = Lines(_silent, "finalize")
+            words = shell(self._recipe.ready, self._recipe.setting)
+            ended = await site.run({"op": "exec", **words, "timeout": self._rules.ready_seconds}, lines)
+            if ended.exit.ok:
+                self._tell("ready", step="finalize")
+                return
+            if running is not None and running.done() and not running.result().exit.ok:
+                raise StepFailed("finalize", f"the start command ended: exit code {running.result().exit.code}")
+            await asyncio.sleep(READY_PAUSE)
+        raise StepFailed(
+            "finalize", f"it was not ready within {self._rules.ready_seconds:g} s: {self._recipe.ready!r:.200}"
+        )
+
+    # -- the template -----------------------------------------------------------------------------------------------
+
+    async def publish(self, name: str, settings: dict[str, Any]) -> Made:
+        """Have a template made of it."""
+        rules = self._rules
+        header = {
+            "verb": "publish", "tenant": self._tenant, "name": name, "template": self._recipe.template,
+            "blobs": [{"sha256": row.digest.hex(), "size": row.size} for row in self._rows],
+            "settings": {"env": dict(self._recipe.setting.env), "description": settings["description"]},
+            "limits": settings["limits"],
+            "bounds": {
+                "unpacked_bytes": rules.disk_bytes, "file_bytes": rules.disk_bytes, "entries": rules.files,
+                "unpack_seconds": rules.step_seconds,
+            },
+            "home": {"files": rules.home_files, "bytes": rules.home_bytes},
+        }  # fmt: skip
+        self._tell("making the template", step="finalize")
+        try:
+            told = await self._published(header)
+            if told.missing:
+                told = await self._published({**header, "send": True})
+        except BadRequest as refused:
+            raise StepFailed("finalize", refused.cause, refused.code) from None
+        return Made(told.digest, told.size, self._cached)
+
+    async def _published(self, header: dict[str, Any]) -> _Published:
+        stream = Reader()
+        await self._node.wait_up()
+        self._node.open(stream, header)
+        try:
+            while (item := await stream.next()) is not None:
+                if item[0] == frames.CONTROL:
+                    await _fed(stream, self._bytes())
+            end = await stream.ended
+        finally:
+            stream.cancel()
+        told = decode_node(end.header, _Published)
+        raise_node(told.error)
+        guest_end(end.guest)
+        return told
+
+    async def _bytes(self) -> AsyncIterator[bytes]:
+        for row in self._rows:
+            async for chunk in self._cache.shelf.reading(row):
+                yield chunk
+
+
+def _silent(text: str, level: str = "info", step: str = "") -> None:
+    """A log that nobody reads."""
+
+
+def upload_key(files: str) -> str:
+    """What an uploaded archive is kept by."""
+    return f"upload {files}"
+
+
+def shell(line: str, setting: Setting) -> dict[str, Any]:
+    """A shell line as a program of these settings, as E2B's clients start one."""
+    home = "/root" if setting.user == "root" else f"/home/{setting.user}"
+    env = {"HOME": home, "USER": setting.user, "LOGNAME": setting.user, **dict(setting.env)}
+    argv = ["/bin/bash", "-l", "-c", line]
+    return {"argv": argv, "user": setting.user, "cwd": setting.workdir, "env": env}
+
+
+def broken(error: BaseException) -> RingfenceError:
+    """Why a build ended that nobody expected to end so."""
+    if isinstance(error, RingfenceError):
+        return error
+    if isinstance(error, TimeoutError):
+        return StepFailed("", "the build took longer than it may", "build_timed_out")
+    return PlatformFault(f"the build broke off: {type(error).__name__}", code="build_broken")
