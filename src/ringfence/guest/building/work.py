@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import io
 import json
 import os
 import posixpath
@@ -26,6 +27,9 @@ from typing import IO, Any, Final
 
 WHITEOUT: Final = ".wh."
 OWN: Final = frozenset({"dev", "proc", "run", "sys", "tmp", "var/tmp"})
+# A template's files are all root's; whose they were when it was built is kept beside, for builds upon it.
+OWNERS: Final = "usr/share/ringfence/owners"
+HOUSE: Final = "home/user"
 PIECE: Final = 1024 * 1024
 WILD: Final = frozenset("*?[{")
 REFUSED: Final = 3  # the exit code that says: the words on the standard error are the refusal
@@ -267,7 +271,7 @@ def _found() -> Iterator[tuple[str, os.stat_result]]:
         for name in sorted(os.listdir(f"/{folder}")):
             path = f"{folder}/{name}" if folder else name
             seen = os.lstat(f"/{path}")
-            if path in OWN or seen.st_dev != here:
+            if path in OWN or path == OWNERS or seen.st_dev != here:
                 continue
             if stat.S_ISDIR(seen.st_mode):
                 waiting.append(path)
@@ -288,8 +292,30 @@ def _remember(place: str, states: dict[str, list[int]]) -> None:
         json.dump(states, file)
 
 
+def _owners(now: dict[str, os.stat_result]) -> bytes:
+    """Whose everything is that is not root's, and its mode."""
+    kept = {
+        path: [seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)]
+        for path, seen in now.items()
+        if (seen.st_uid or seen.st_gid) and not stat.S_ISLNK(seen.st_mode) and not f"{path}/".startswith(f"{HOUSE}/")
+    }
+    return json.dumps(kept).encode()
+
+
+def _give_back() -> None:
+    """Make everything its owner's again, as far as it is there."""
+    with contextlib.suppress(OSError, ValueError), open(f"/{OWNERS}") as file:
+        for path, (uid, gid, mode) in json.load(file).items():
+            with contextlib.suppress(OSError):
+                fd = os.open(f"/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.fchown(fd, uid, gid)
+                os.fchmod(fd, mode)
+                os.close(fd)
+
+
 def mark(place: str) -> None:
     """Remember how everything is."""
+    _give_back()
     _remember(place, {path: _state(seen) for path, seen in _found()})
 
 
@@ -309,6 +335,10 @@ def layer(place: str, out: IO[bytes]) -> None:
         for path in sorted(now):
             if before.get(path) != _state(now[path]):
                 _add(archive, path, now[path], links)
+        owners = _owners(now)
+        info = tarfile.TarInfo(OWNERS)
+        info.size = len(owners)
+        archive.addfile(info, io.BytesIO(owners))
     _remember(place, {path: _state(seen) for path, seen in now.items()})
 
 
@@ -352,6 +382,7 @@ def _remove(path: str) -> None:
 
 
 def _lay(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+    os.makedirs(posixpath.dirname(path), exist_ok=True)
     if not member.isdir():
         _remove(path)
     if member.isdir():
