@@ -178,13 +178,13 @@ class BuildSettings(Settings, frozen=True):
 
     enabled: bool = True
     at_once: Count = 2
-    at_once_all: Count = 8
+    at_once_all: Count = 4
     seconds: Positive = 1800.0
     step_seconds: Positive = 900.0
     ready_seconds: Positive = 60.0
     cpus: Positive = 2.0
     memory_mib: Count = 1024
-    disk_mib: Count = 4096
+    disk_mib: Count = 2048
     files: Count = 500_000
     upload_mib: Count = 512
     kept_mib: Count = 4096

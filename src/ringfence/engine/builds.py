@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.resources
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,7 +36,9 @@ STATE: Final = "/run/.build"  # inside: how everything was when it was last look
 REFUSED: Final = 3
 READY_PAUSE: Final = 0.25
 LINE_BYTES: Final = 2000
+OUTPUT_BYTES: Final = 64 * MIB  # of one step: a build that says more is not read by anybody
 WORDS_BYTES: Final = 4096  # of what a job of ours says
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f-\x9f]")  # of a terminal; not its colours, nor tabs
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -44,13 +47,13 @@ class Rules:
     """What the operator allows. See config.BuildSettings for the reasons of the defaults."""
 
     at_once: int = 2
-    at_once_all: int = 8
+    at_once_all: int = 4
     seconds: float = 1800.0
     step_seconds: float = 900.0
     ready_seconds: float = 60.0
     memory_bytes: int = 1024 * MIB
     cpus: float = 2.0
-    disk_bytes: int = 4096 * MIB
+    disk_bytes: int = 2048 * MIB
     files: int = 500_000
     upload_bytes: int = 512 * MIB
     kept_bytes: int = 4096 * MIB
@@ -62,7 +65,7 @@ class Rules:
         """Of a build's sandbox."""
         return Limits(
             memory_bytes=self.memory_bytes, cpus=self.cpus, processes=512, scratch_bytes=self.disk_bytes,
-            scratch_files=self.files, output_bytes=1024 * MIB, open_files=4096, wall_seconds=86_400.0,
+            scratch_files=self.files, output_bytes=OUTPUT_BYTES, open_files=4096, wall_seconds=86_400.0,
             cpu_seconds=86_400.0,
         )  # fmt: skip
 
@@ -117,10 +120,15 @@ class Site:
         words: dict[str, Any],
         heard: Callable[[int, bytes], Awaitable[None]],
         stdin: AsyncIterator[bytes] | None = None,
+        *,
+        kind: str = "program",
     ) -> Fate:
-        """A program to its end, its output as it comes. Raises SandboxLost when nobody knows its fate."""
+        """A program to its end, its output as it comes. Raises SandboxLost when nobody knows its fate.
+
+        Of the kind `kernel` its output is capped by who hears it.
+        """
         stream = Reader()
-        header = {"verb": "open", "tenant": self._tenant, "sandbox": self._sandbox, "kind": "kernel"}
+        header = {"verb": "open", "tenant": self._tenant, "sandbox": self._sandbox, "kind": kind}
         self._node.open(stream, header, _encode({**words, "stdin": stdin is not None}))
         feeding = asyncio.get_running_loop().create_task(_fed(stream, stdin)) if stdin is not None else None
         try:
@@ -152,9 +160,8 @@ class Site:
                 said.extend(data[:WORDS_BYTES])
 
         argv = ["/usr/bin/python3", "-I", "-c", WORK, *words]
-        ended = await self.run(
-            {"op": "exec", "argv": argv, "user": "root", "cwd": "/", "timeout": seconds}, heard, stdin
-        )
+        order = {"op": "exec", "argv": argv, "user": "root", "cwd": "/", "timeout": seconds}
+        ended = await self.run(order, heard, stdin, kind="kernel")
         if ended.exit.ok:
             return
         lines = said.decode("utf-8", "replace").strip().splitlines()
@@ -174,25 +181,31 @@ async def _fed(stream: NodeStream, chunks: AsyncIterator[bytes]) -> None:
 class Lines:
     """A program's output as lines of a log, each bounded, control characters left out."""
 
-    def __init__(self, tell: Tell, step: str) -> None:
+    def __init__(self, tell: Tell, step: str, most: int) -> None:
+        """After `most` lines only the last words are kept."""
         self._tell = tell
         self._step = step
+        self._left = most
         self._rest: dict[int, bytes] = {}
         self.last: dict[int, str] = {}
 
     async def __call__(self, type_: int, data: bytes) -> None:
         """Some of it."""
-        *whole, rest = (self._rest.get(type_, b"") + data).split(b"\n")
-        for line in whole:
+        whole = self._rest.get(type_, b"") + data
+        if self._left <= 0:
+            self._rest[type_] = whole[-LINE_BYTES:]
+            return
+        *lines, rest = whole.split(b"\n", self._left)
+        for line in lines:
             self._say(type_, line)
-        while len(rest) > LINE_BYTES:
+        while len(rest) > LINE_BYTES and self._left > 0:
             self._say(type_, rest[:LINE_BYTES])
             rest = rest[LINE_BYTES:]
         self._rest[type_] = rest
 
     def _say(self, type_: int, line: bytes) -> None:
-        text = line[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
-        text = "".join(each for each in text if each.isprintable() or each in "\t\x1b")
+        self._left -= 1
+        text = _CONTROL.sub("", line[:LINE_BYTES].decode("utf-8", "replace"))
         if text.strip():
             self.last[type_] = text
         self._tell(text, "warn" if type_ == frames.STDERR else "info", self._step)
@@ -200,8 +213,8 @@ class Lines:
     def end(self) -> str:
         """No more comes; gives the last words, those of the error output first."""
         for type_, rest in self._rest.items():
-            if rest:
-                self._say(type_, rest)
+            for line in rest.splitlines()[-1:]:
+                self._say(type_, line)
         self._rest.clear()
         return self.last.get(frames.STDERR) or self.last.get(frames.STDOUT) or ""
 
@@ -429,7 +442,7 @@ class _Build:
             await self._program(site, step, shell(step.command, step.setting))
 
     async def _program(self, site: Site, step: Step, words: dict[str, Any]) -> None:
-        lines = Lines(self._tell, str(step.number))
+        lines = Lines(self._tell, str(step.number), self._rules.log_lines)
         ended = await site.run({"op": "exec", **words, "timeout": self._rules.step_seconds}, lines)
         last = lines.end()
         if ended.exit.ok:
@@ -465,7 +478,7 @@ class _Build:
         recipe, running = self._recipe, None
         if recipe.start:
             self._tell(f"starting: {recipe.start}", step="finalize")
-            lines = Lines(self._tell, "finalize")
+            lines = Lines(self._tell, "finalize", self._rules.log_lines)
             loop = asyncio.get_running_loop()
             running = loop.create_task(site.run({"op": "exec", **shell(recipe.start, recipe.setting)}, lines))
         try:
@@ -478,7 +491,7 @@ class _Build:
     async def _until_ready(self, site: Site, running: asyncio.Task[Fate] | None) -> None:
         deadline = time.monotonic() + self._rules.ready_seconds
         while time.monotonic() < deadline:
-            lines = Lines(_silent, "finalize")
+            lines = Lines(_silent, "finalize", 1)
             words = shell(self._recipe.ready, self._recipe.setting)
             ended = await site.run({"op": "exec", **words, "timeout": self._rules.ready_seconds}, lines)
             if ended.exit.ok:

@@ -20,8 +20,9 @@ _PIECE: Final = 1 << 30
 
 
 def has_home(template: str) -> bool:
-    """Whether a template has something for every home."""
-    return stat.S_ISDIR(_mode(template + SEED))
+    """Whether a template has something for every home, with no link on the way there."""
+    parts = SEED.split("/")[1:]
+    return all(stat.S_ISDIR(_mode("/".join((template, *parts[:count])))) for count in range(1, len(parts) + 1))
 
 
 def _mode(path: str) -> int:

@@ -126,9 +126,12 @@ class Maker:
         model.check_paths(root)
 
     def _put_home_aside(self, root: model.Root) -> None:
-        house, there = root.lookup(_HOUSE), root.lookup(_SEED)
-        if there is not None or not isinstance(house, model.Folder):
-            raise LayerError("image_unsafe_path", f"the build made {SEED}, which is kept for homes")
+        house = root.lookup(_HOUSE)
+        above = [_SEED.rsplit("/", count)[0] for count in range(1, _SEED.count("/") + 1)]
+        # A link on the way would have every sandbox's home begin with what lies behind it, wherever that is.
+        odd = [path for path in above if not isinstance(root.lookup(path) or model.Folder(), model.Folder)]
+        if odd or root.lookup(_SEED) is not None or not isinstance(house, model.Folder):
+            raise LayerError("image_unsafe_path", f"the build put something in the way of {SEED}, which we need")
         files = [node for node in _below(house) if isinstance(node, model.File)]
         most = self._job["home"]
         if len(files) > most["files"] or sum(node.size for node in files) > most["bytes"]:
@@ -168,7 +171,7 @@ def _below(folder: model.Folder) -> list[model.Node]:
 
 
 def _own(path: str) -> bool:
-    return path.startswith(_NOT_KEPT)
+    return f"{path}/".startswith(_NOT_KEPT)
 
 
 def _nobody(_: int) -> None:

@@ -91,6 +91,8 @@ class Placing:
         self._most = words["most"]
         self._source = source
         self._above = _above(words["source"])
+        last = posixpath.basename(posixpath.normpath(words["source"]))
+        self._named = "" if WILD & set(words["source"]) or last == "." else last
         self._ids = _ids(words["user"])
         self._unpacked = 0
         self._entries = 0
@@ -127,7 +129,10 @@ class Placing:
             if parts == above[: len(parts)]:
                 return ()
             raise Refused(f"the archive has what was not to be copied: {'/'.join(parts)[:200]!r}")
-        return parts[len(above) :]
+        inner = parts[len(above) :]
+        if self._named and inner and inner[0] != self._named:
+            raise Refused(f"the archive has what was not to be copied: {'/'.join(parts)[:200]!r}")
+        return inner
 
     def _count(self, member: tarfile.TarInfo) -> None:
         self._unpacked += member.size + 512
