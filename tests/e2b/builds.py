@@ -116,11 +116,18 @@ def the_same_again_executes_no_step():
 @claim
 def what_is_forced_is_executed():
     """From the step on."""
-    forced = Template().from_template(NAME).run_cmd("echo first").skip_cache().run_cmd("echo second")
+    first = "echo first > /tmp/kept; mkdir ~/kept; cp /tmp/kept ~/kept; rm -r ~/kept"
+    forced = Template().from_template("python").run_cmd(first).skip_cache().run_cmd("echo second; cat /tmp/kept")
     build(forced, f"{NAME}-forced")
     again = build(forced, f"{NAME}-forced")
     assert "second" in again, again
-    assert "CACHED [1] RUN echo first" in again, again
+    assert "first" in again, again  # from a folder that no sandbox of it will have
+    assert f"CACHED [1] RUN {first}" in again, again
+    box = Sandbox.create(f"{NAME}-forced", timeout=60)
+    try:
+        assert said(box, "test -e /tmp/kept || echo gone; python3 -c 'import numpy; print(1)'") == "gone\n1"
+    finally:
+        box.kill()
 
 
 @claim

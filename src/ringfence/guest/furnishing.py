@@ -43,6 +43,8 @@ def root(template: str, place: str, owned: bool) -> None:
     _copy(template, place, FRESH | {seed, house}, None)
     for name in (*sorted(FRESH), house):
         os.makedirs(f"{place}/{name}", exist_ok=True)
+        if name.endswith("tmp"):
+            os.chmod(f"{place}/{name}", 0o1777)  # noqa: S103 - as everywhere: all write there, each its own
     if has_home(template):
         home(template, place + HOME, owned)
     if owned:

@@ -90,7 +90,6 @@ class Catalog:
         try:
             entry = json.loads((self.index / f"{name}.json").read_text())
             built = Built(
-                template=template_from(entry["template"]),
                 digest=entry["digest"],
                 root=self.directory / entry["digest"] / "root",
                 size_bytes=entry["size_bytes"],
@@ -109,8 +108,8 @@ class Catalog:
         return built
 
     def _owned(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """What an entry of everybody's has not."""
-        return {}
+        """What an entry says of its template, and of whose it is."""
+        return {"template": template_from(entry["template"])}
 
     def _owner_of(self, built: Built) -> dict[str, Any]:
         return {}
@@ -164,10 +163,18 @@ class Owned(Catalog):
         root = self._trusted / entry["base"] / "root"
         if not entry["owner"] or not root.is_dir():
             raise self._unusable(entry["name"], "what it was built from is not here any more")
-        return {"owner": entry["owner"], "trusted_root": root}
+        # What is preloaded is imported from the files of ours: no image could have it.
+        template = dataclasses.replace(template_from(entry["template"]), preload=tuple(entry["preload"]))
+        return {"template": template, "owner": entry["owner"], "trusted_root": root}
 
     def _owner_of(self, built: Built) -> dict[str, Any]:
-        return {"owner": built.owner, "base": built.trusted_root.parent.name if built.trusted_root else ""}
+        template = dataclasses.replace(built.template, preload=())
+        return {
+            "owner": built.owner,
+            "base": built.trusted_root.parent.name if built.trusted_root else "",
+            "template": _lists(template_fields(template)),
+            "preload": list(built.template.preload),
+        }
 
 
 class Both(Catalog):

@@ -216,6 +216,7 @@ def publish(job: dict[str, Any]) -> dict[str, Any]:
         size = int((root.parent / "size").read_text())
     built = Built(_template(job, source), job["key"], root, size, time.time(), job["key"], job["tenant"], trusted)
     catalog.record(built)
+    catalog.read(job["name"])  # what nobody could use is not said to be made
     return {"digest": job["key"], "size": size}
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, Final
 
 WHITEOUT: Final = ".wh."
-OWN: Final = frozenset({"dev", "proc", "run", "sys", "tmp", "var/tmp"})
+OWN: Final = frozenset({"dev", "proc", "run", "sys"})
 # A template's files are all root's; whose they were when it was built is kept beside, for builds upon it.
 OWNERS: Final = "usr/share/ringfence/owners"
 HOUSE: Final = "home/user"
