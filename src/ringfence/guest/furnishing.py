@@ -12,6 +12,7 @@ import stat
 from ringfence.guest.annotations import Final
 from ringfence.guest.plan import HOME, USER_ID
 
+WORKSPACE: Final = "/workspace"  # as steps.WORKSPACE: `user`'s where there is one
 SEED: Final = "/usr/share/ringfence/home"  # in a template: what its sandboxes' homes begin with
 FRESH: Final = frozenset({"dev", "proc", "run", "sys", "tmp", "var/tmp"})  # what a sandbox has of its own
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -47,8 +48,9 @@ def root(template: str, place: str, owned: bool) -> None:
             os.chmod(f"{place}/{name}", 0o1777)  # noqa: S103 - as everywhere: all write there, each its own
     if has_home(template):
         home(template, place + HOME, owned)
-    if owned:
-        os.chown(place + HOME, USER_ID, USER_ID)
+    for name in (HOME, WORKSPACE) if owned else ():
+        if stat.S_ISDIR(_mode(place + name)):
+            os.chown(place + name, USER_ID, USER_ID)
 
 
 def _copy(source: str, target: str, without: frozenset[str], ids: tuple[int, int] | None) -> None:

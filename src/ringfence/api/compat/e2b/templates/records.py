@@ -164,8 +164,6 @@ class Templates:
         name, _, tag = text.partition(":")
         template = self.named(tenant, name)
         build = template.tagged(tag or DEFAULT_TAG) if template is not None else None
-        if build is None and template is not None and not tag and len(template.tags) == 1:
-            build = template.tagged(next(iter(template.tags)))  # the only one it has
         return build if build is not None and build.status == READY else None
 
     def new(self, tenant: str, name: str, tags: list[str], limits: dict[str, Any]) -> tuple[Template, Build]:

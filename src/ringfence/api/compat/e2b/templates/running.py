@@ -169,10 +169,11 @@ class Running:
 
     async def tidy(self, tenant: str) -> None:
         """Remove what no tag stands for any more and no sandbox uses."""
+        untold = [(template, _spare(template)) for template in self._templates.every(tenant)]
+        if not any(spare or template.removed for template, spare in untold):
+            return  # as usual: a sandbox that ends costs no look at the store
         used, now = self._used(tenant), time.time()
-        for template in self._templates.every(tenant):
-            kept = set() if template.removed else {tagged.build for tagged in template.tags.values()}
-            spare = [build for build in template.builds.values() if build.id not in kept]
+        for template, spare in untold:
             for build in spare:
                 if build.status == WAITING and now - build.created_at > WAITS_SECONDS:
                     build.status, build.finished_at = ERROR, now
@@ -187,3 +188,9 @@ class Running:
                 self._templates.drop(tenant, template)
             elif ready or gone:
                 self._templates.keep(tenant, template)
+
+
+def _spare(template: Record) -> list[Build]:
+    """The builds that no tag stands for."""
+    kept = set() if template.removed else {tagged.build for tagged in template.tags.values()}
+    return [build for build in template.builds.values() if build.id not in kept]
