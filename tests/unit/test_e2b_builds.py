@@ -19,8 +19,11 @@ from ringfence.api.compat.e2b import shapes
 from ringfence.api.compat.e2b.templates import records, steps
 from ringfence.api.compat.e2b.templates.steps import Inherited, StartBuild
 from ringfence.domain.building import Recipe
-from ringfence.domain.errors import BadRequest
+from ringfence.domain.errors import BadRequest, OverQuota
+from ringfence.engine.kept import Cache
+from ringfence.engine.shelf import Blob, Shelf
 from ringfence.guest.building import work
+from ringfence.store.base import PauseRow
 
 HASH = "a" * 64
 ME = f"{getpass.getuser()}:{grp.getgrgid(os.getgid()).gr_name}"
@@ -254,3 +257,40 @@ def test_an_owner_that_is_nobody_is_refused() -> None:
             {"source": "a", "target": "b", "user": "nobody-of-that-name", "mode": 0, "workdir": "/", "most": MOST},
             work.Counted(io.BytesIO()),
         )
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+async def _kept(cache: Cache, tenant: str, key: str, data: bytes) -> PauseRow:
+    async def fill(blob: Blob) -> None:
+        await blob.write(data)
+
+    return await cache.keep(tenant, key, 1 << 20, fill)
+
+
+@pytest.mark.anyio
+async def test_what_is_kept_is_one_tenant_s_and_makes_room_but_not_under_a_build(tmp_path: Path) -> None:
+    """Replaced while a build uses it, it stays until that is over; the longest unused goes first."""
+    place = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    cache = Cache(Shelf(place, kept_free=0), 100_000)
+    try:
+        used = await _kept(cache, "ada", "one", b"x" * 30_000)
+        assert cache.row("bob", "one") is None
+        async with cache.pinning() as pins:
+            pins.add(used)
+            again = await _kept(cache, "ada", "one", b"y" * 30_000)
+            assert cache.row("ada", "one") == again
+            assert [data async for data in cache.shelf.reading(used)] == [b"x" * 30_000]
+        assert set(os.listdir(tmp_path)) == {again.sandbox}
+        other = await _kept(cache, "ada", "two", b"z" * 30_000)
+        theirs = await _kept(cache, "bob", "one", b"b" * 60_000)
+        assert cache.row("ada", "two") == other
+        last = await _kept(cache, "ada", "three", b"3" * 30_000)
+        assert cache.row("ada", "one") is None
+        assert set(os.listdir(tmp_path)) == {other.sandbox, theirs.sandbox, last.sandbox}
+        with pytest.raises(OverQuota):
+            await _kept(cache, "bob", "two", b"x" * 110_000)
+        assert cache.shelf.used("bob") <= 60_000
+    finally:
+        os.close(place)

@@ -7,14 +7,13 @@ step it has in common with one before. Only the tenant's own outcomes are looked
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.resources
 import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -24,10 +23,11 @@ from ringfence.domain.errors import BadRequest, OverQuota, PlatformFault, Ringfe
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.process import How
 from ringfence.engine.answers import NodeAnswer, decode_node, guest_end, raise_node
+from ringfence.engine.kept import Cache, Pins
 from ringfence.engine.link import NodeStream, Reader
 from ringfence.engine.nodeclient import NodeClient
 from ringfence.engine.programs import Fate, fate
-from ringfence.engine.shelf import Blob, Shelf
+from ringfence.engine.shelf import Blob
 from ringfence.guest import frames
 from ringfence.store.base import PauseRow
 
@@ -219,69 +219,6 @@ class Lines:
         return self.last.get(frames.STDERR) or self.last.get(frames.STDOUT) or ""
 
 
-@dataclass
-class Cache:
-    """A tenant's outcomes and uploads, on a shelf, the longest unused going first when there is no room."""
-
-    shelf: Shelf
-    most: int
-    used: dict[str, float] = field(default_factory=dict)
-    pinned: Counter[str] = field(default_factory=Counter)
-
-    def row(self, tenant: str, key: str) -> PauseRow | None:
-        """What is kept by this name."""
-        row = self.shelf.row(_name(tenant, key))
-        if row is not None:
-            self.used[row.sandbox] = time.monotonic()
-        return row
-
-    @asynccontextmanager
-    async def pinning(self, tenant: str, keys: list[str]) -> AsyncIterator[None]:
-        """While a build goes on, what it uses stays."""
-        names = [_name(tenant, key) for key in keys]
-        self.pinned.update(names)
-        try:
-            yield
-        finally:
-            self.pinned.subtract(names)
-
-    async def keep(self, tenant: str, key: str, most: int, fill: Callable[[Blob], Awaitable[None]]) -> PauseRow:
-        """Keep what `fill` writes, in the place of what had this name. Raises OverQuota, TooLarge, Overloaded."""
-        await self._room(tenant, 0)
-        name = _name(tenant, key)
-        await self.shelf.remove(name)
-        blob = self.shelf.writing(tenant, name, most, self.most)
-        try:
-            async with blob:
-                await fill(blob)
-                row = await blob.finish(0.0)
-                blob.keep(row)
-        except TooLarge:
-            raise TooLarge(f"larger than {most >> 20} MiB", code="build_too_large") from None
-        except OverQuota:
-            raise OverQuota(
-                "this tenant's builds keep as many bytes as they may",
-                code="build_quota",
-                remediation="make the steps leave less, or have the operator raise e2b.builds.kept_bytes",
-            ) from None
-        self.used[name] = time.monotonic()
-        return row
-
-    async def _room(self, tenant: str, _size: int) -> None:
-        """Drop what was not used for long, while more than half of the tenant's room is taken."""
-        while self.shelf.used(tenant) > self.most // 2:
-            rows = [row for row in self.shelf.rows() if row.tenant == tenant and not self.pinned[row.sandbox]]
-            if not rows:
-                return
-            oldest = min(rows, key=lambda row: self.used.get(row.sandbox, 0.0))
-            self.used.pop(oldest.sandbox, None)
-            await self.shelf.remove(oldest.sandbox)
-
-
-def _name(tenant: str, key: str) -> str:
-    return hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
-
-
 class Builds:
     """What runs builds."""
 
@@ -310,8 +247,8 @@ class Builds:
     ) -> Made:
         """Do all of it. Raises StepFailed for the tenant's, RingfenceError for what else went wrong."""
         async with asyncio.timeout(self.rules.seconds):
-            one = _Build(self, self._node, tenant, recipe, tell)
-            async with self.cache.pinning(tenant, [*one.keys(settings["base"]), *one.uploads()]):
+            async with self.cache.pinning() as pins:
+                one = _Build(self, self._node, tenant, recipe, tell, pins)
                 await one.steps(settings["base"], egress, force=settings["force"])
                 return await one.publish(name, settings)
 
@@ -335,7 +272,8 @@ class Builds:
 class _Build:
     """One build under way."""
 
-    def __init__(self, builds: Builds, node: NodeClient, tenant: str, recipe: Recipe, tell: Tell) -> None:
+    def __init__(self, builds: Builds, node: NodeClient, tenant: str, recipe: Recipe, tell: Tell, pins: Pins) -> None:
+        self._pins = pins
         self._builds = builds
         self._cache = builds.cache
         self._rules = builds.rules
@@ -345,16 +283,8 @@ class _Build:
         self._tell = tell
         self._keys: list[str] = []
         self._rows: list[PauseRow] = []
+        self._uploads: dict[str, PauseRow] = {}
         self._cached = 0
-
-    def keys(self, base: str) -> list[str]:
-        """The names of its steps' outcomes."""
-        self._keys = self._recipe.keys(self._tenant, base)
-        return self._keys
-
-    def uploads(self) -> list[str]:
-        """The names of the archives it needs."""
-        return [upload_key(step.copy.files) for step in self._recipe.steps if step.copy is not None]
 
     def _common(self, *, force: bool) -> list[PauseRow]:
         """What is kept of the first steps, up to the first that is not, or must be run."""
@@ -363,11 +293,16 @@ class _Build:
             row = self._cache.row(self._tenant, key)
             if row is None or force or step.forced:
                 break
-            rows.append(row)
+            rows.append(self._pins.add(row))
         return rows
 
     async def steps(self, base: str, egress: dict[str, Any], *, force: bool) -> None:
         """Run what has to be run, and see that what its sandboxes begin with works."""
+        self._keys = self._recipe.keys(self._tenant, base)
+        for name in [upload_key(step.copy.files) for step in self._recipe.steps if step.copy is not None]:
+            row = self._cache.row(self._tenant, name)
+            if row is not None and name not in self._uploads:
+                self._uploads[name] = self._pins.add(row)
         self._rows = self._common(force=force)
         self._cached = len(self._rows)
         for step in self._recipe.steps[: self._cached]:
@@ -452,7 +387,7 @@ class _Build:
         raise StepFailed(str(step.number), f"failed to run {step.text[:200]!r}: {how}{more}"[:1000])
 
     async def _copy(self, site: Site, step: Step, copy: Copy) -> None:
-        row = self._cache.row(self._tenant, upload_key(copy.files))
+        row = self._uploads.get(upload_key(copy.files))
         if row is None:
             raise StepFailed(
                 str(step.number), f"the files of COPY {copy.source!r:.100} were not uploaded", "build_files_missing"
@@ -471,7 +406,7 @@ class _Build:
         async def fill(blob: Blob) -> None:
             await site.work("layer", STATE, into=blob.write, seconds=self._rules.step_seconds)
 
-        return await self._cache.keep(self._tenant, key, self._rules.disk_bytes, fill)
+        return self._pins.add(await self._cache.keep(self._tenant, key, self._rules.disk_bytes, fill))
 
     async def _try_start(self, site: Site) -> None:
         """Start what its sandboxes begin with, and wait until it says that it is ready."""

@@ -16,8 +16,9 @@ from ringfence.config import BuildSettings, E2bSettings
 from ringfence.domain.building import Setting
 from ringfence.domain.errors import Conflict
 from ringfence.domain.limits import MIB
-from ringfence.engine.builds import Builds, Cache, Rules, shell
+from ringfence.engine.builds import Builds, Rules, shell
 from ringfence.engine.engine import Engine
+from ringfence.engine.kept import Cache
 from ringfence.engine.shelf import Shelf
 from ringfence.store.base import Store
 

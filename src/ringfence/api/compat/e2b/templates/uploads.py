@@ -10,7 +10,8 @@ from typing import Final
 
 from ringfence.api.compat.e2b.http import Exchange
 from ringfence.domain.errors import BadRequest, Forbidden, OverQuota, TooLarge
-from ringfence.engine.builds import Cache, upload_key
+from ringfence.engine.builds import upload_key
+from ringfence.engine.kept import Cache
 from ringfence.engine.shelf import Blob
 
 TOKEN_BYTES: Final = 32
