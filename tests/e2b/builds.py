@@ -20,7 +20,7 @@ from e2b import AsyncTemplate, Sandbox, Template
 
 VERSION = tuple(int(part) for part in metadata.version("e2b").split(".")[:3])
 NAME = f"app-{'-'.join(map(str, VERSION))}"
-PATIENCE = 110.0
+PATIENCE = 200.0
 CLAIMS = []
 
 
