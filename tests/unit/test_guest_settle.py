@@ -42,6 +42,22 @@ print(json.dumps({
     assert said == {"moved": True, "many": True, "big": True, "buffer": "kept", "later": "49999" * 3}
 
 
+def test_a_large_block_that_grows_ends_in_memory_and_not_past_the_file() -> None:
+    """The C library grows a large block where it lies; in a file it would run into others' memory and past the end."""
+    said = said_by("""
+grown = (ctypes.c_char * len(big)).from_buffer(big)
+lines = [line.split() for line in open("/proc/self/maps")]
+spans = [(*(int(n, 16) for n in fields[0].split("-")), fields[5:]) for fields in lines]
+at = ctypes.addressof(grown)
+names = [name for start, end, name in spans if start <= at < end]
+del grown
+for _ in range(6):
+    big += bytes(len(big))  # to 38 MB, more than there is in the file
+print(json.dumps({"moved": moved, "names": names, "zeros": big.count(0) == len(big) - 600_000}))
+""")
+    assert said == {"moved": True, "names": [[]], "zeros": True}
+
+
 def test_little_is_left_for_a_fork_to_copy() -> None:
     """What was allocated is not anonymous any more; the file has no name in any directory and no descriptor is left."""
     said = said_by("""

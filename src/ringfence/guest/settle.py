@@ -9,9 +9,11 @@ The file has no name, its descriptor is closed, and it is sealed: nobody can eve
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 
 from ringfence.guest import syscalls as sc
 from ringfence.guest import table
@@ -24,6 +26,12 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 #: Of a mapping (proc(5)): it may be read and written, it is accounted, it was written, it may have large pages.
 PLAIN: Final = frozenset({"rd", "wr", "mr", "mw", "me", "ac", "sd", "hg", "nh"})
 
+# What the GNU C library writes before a block that it took from the kernel for itself alone: its size, and this mark
+# in the three lowest bits (malloc/malloc.c, "mmapped chunks"). Each begins a page.
+_HEAD: Final = ctypes.c_uint64 * 2
+_MARKS: Final = 0b111
+_ALONE: Final = 0b010
+
 PROTECTIONS: Final = {"rw-p": mmap.PROT_READ | mmap.PROT_WRITE, "r--p": mmap.PROT_READ}
 
 Part = tuple[int, int, int]  # first address, the first behind it, protection
@@ -35,21 +43,42 @@ def mappings() -> list[Part]:
     What somebody asked the kernel to treat in a way of its own stays as it is. The C library keeps the state of its
     random numbers where a fork finds zeros: moved, every sandbox would draw the same (attack 110).
     """
-    found: list[Part] = []
+    found: list[tuple[Part, bool]] = []
     here: Part | None = None
-    changed = False
+    changed = unnamed = False
     with open("/proc/self/smaps") as file:
         for line in file:
             fields = line.split()
             if not fields[0].endswith(":"):
                 ours = len(fields) == 5 or fields[5].startswith(("/", "[heap]", "[anon"))
                 start, end = (int(number, 16) for number in fields[0].split("-"))
+                unnamed = len(fields) == 5
                 here = (start, end, PROTECTIONS[fields[1]]) if ours and fields[1] in PROTECTIONS else None
             elif fields[0] == "Anonymous:":
                 changed = fields[1] != "0"
             elif fields[0] == "VmFlags:" and here is not None and changed and PLAIN.issuperset(fields[1:]):
-                found.append(here)
-    return found
+                found.append((here, unnamed))
+    return [piece for part, plain in found for piece in (without_blocks(part) if plain else (part,))]
+
+
+def without_blocks(part: Part) -> Iterator[Part]:
+    """What is left of unnamed memory without its large blocks, which may be asked to grow where they lie.
+
+    The kernel would let one grow into what follows in the file, and past the file's end: there, to touch it is death.
+    """
+    start, end, protection = part
+    begin = here = start
+    while here < end:
+        before, size = _HEAD.from_address(here)
+        length = size & ~_MARKS
+        if before or size & _MARKS != _ALONE or not length or length % mmap.PAGESIZE or here + length > end:
+            here += mmap.PAGESIZE
+            continue
+        if begin != here:
+            yield begin, here, protection
+        begin = here = here + length
+    if begin != end:
+        yield begin, end, protection
 
 
 def moving(fd: int, found: list[Part]) -> list[sc.Call]:
