@@ -107,7 +107,8 @@ def test_an_image_without_a_shell_gets_what_a_sandbox_needs(registry: Registry, 
     """A list of users with ours in it, names, mount points; nothing else is added."""
     built = pull(registry.push("bare", "latest", images.without_shell()), directory, registry)
     root = built.root
-    assert sorted(os.listdir(root)) == ["app", "dev", "etc", "home", "mnt", "proc", "run", "sys", "tmp", "var"]
+    names = ["app", "dev", "etc", "home", "mnt", "proc", "run", "sys", "tmp", "var", "workspace"]
+    assert sorted(os.listdir(root)) == names
     assert sorted(os.listdir(root / "etc")) == ["group", "hostname", "hosts", "machine-id", "passwd", "resolv.conf"]
     lines = (root / "etc/passwd").read_text().splitlines()
     assert [line.split(":")[0] for line in lines] == ["root", "user"]
