@@ -16,7 +16,7 @@ import pytest
 from ringfence import Client, Sandbox, wire
 from ringfence.domain.errors import Conflict, RingfenceError
 from ringfence.runtimes.oci.versions import installed, lacking
-from tests.support import ledger
+from tests.support import ledger, scale
 from tests.support.served import Served, key, served
 
 ROOTS = "umask 077; echo roots > /tmp/roots; echo gone > /run/pid; echo gone > /dev/shm/x"
@@ -62,7 +62,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-@pytest.mark.parametrize("isolation", ["jail", "container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.RUNTIMES)
 def test_files_outlive_their_sandbox(
     server: Served, client: Client, sandbox: Callable[..., Sandbox], isolation: str
 ) -> None:

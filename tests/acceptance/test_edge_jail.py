@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 from ringfence import Client, Sandbox
 from ringfence.domain.errors import NotFound
-from tests.support import ledger
+from tests.support import ledger, scale
 from tests.support.served import key, served
 
 MIB = 1024 * 1024
@@ -342,7 +342,7 @@ def test_nothing_stays_open_after_much_was(sb: Sandbox) -> None:
     assert now <= before + 2, (before, now)
 
 
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.OTHERS)
 def test_every_way_to_isolate_publishes(client: Client, isolation: str) -> None:
     """The bytes take the agent's channel, so no runtime needs a network for it."""
     found = {runtime.name: runtime for runtime in client.runtimes()}.get(isolation)

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from ringfence import Client, Sandbox
+from tests.support import scale
 from tests.support.served import served
 
 LAB = Path(__file__).parents[2] / "examples" / "lab" / "classroom.py"
@@ -68,7 +69,7 @@ def offered() -> dict[str, str]:
         return {each.name: "" if each.available else each.reason or "absent" for each in client.runtimes()}
 
 
-@pytest.fixture(scope="module", params=["jail", "container", "gvisor"])
+@pytest.fixture(scope="module", params=scale.RUNTIMES)
 def isolation(request: pytest.FixtureRequest) -> str:
     """Each way in turn; a missing one is skipped here, and an error where all must be there."""
     lacking = offered().get(request.param, "unknown here")

@@ -12,8 +12,9 @@ import pytest
 from ringfence.bench.e2b import fetched
 from ringfence.bench.e2b.fetched import NEWEST
 from ringfence.domain.errors import PlatformFault
+from tests.support import scale
 
-EVERY = os.environ.get("CI") == "true"  # every release; else the newest and the oldest, which takes a third as long
+EVERY = scale.EVERYTHING  # every release; else the newest and the oldest, which takes a third as long
 PYTHON = (NEWEST, "2.45.1", "2.31.0", "2.20.0", "2.2.4", "1.5.5") if EVERY else (NEWEST, "1.5.5")
 JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1") if EVERY else (NEWEST, "2.0.1")
 

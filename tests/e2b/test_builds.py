@@ -21,7 +21,7 @@ import pytest
 
 from tests.e2b import sdks
 from tests.e2b.server import Served, serving
-from tests.support import ledger
+from tests.support import ledger, scale
 
 HERE = Path(__file__).parent
 PYTHON = (sdks.NEWEST, "2.31.0", "2.20.0") if sdks.EVERY else (sdks.NEWEST,)
@@ -91,7 +91,7 @@ def test_the_newest_javascript_client_builds_unmodified(server: Served) -> None:
 
 
 @pytest.mark.timeout(270)
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.OTHERS)
 def test_what_was_built_runs_on_every_runtime(isolation: str) -> None:
     """Built in a jail; with an interpreter of ours for the agent, as for an image."""
     with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:

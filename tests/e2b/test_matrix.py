@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2b import sdks
 from tests.e2b.server import Served, named, serving
+from tests.support import scale
 
 HERE = Path(__file__).parent
 AT_ONCE = 3  # clients that work beside each other on one server
@@ -65,7 +66,7 @@ def test_a_released_client_works_unmodified(running, way) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.OTHERS)
 def test_it_works_on_every_runtime(isolation: str) -> None:
     """The newest client of each language, beside each other, with sandboxes that a container tool makes."""
     with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:

@@ -8,10 +8,11 @@ import pytest
 
 from tests.e2b import sdks
 from tests.e2b_integrations.harness import failures, server
+from tests.support import scale
 
 
 @pytest.mark.timeout(400)  # it may have to be fetched
-@pytest.mark.parametrize("isolation", ["jail", "container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.RUNTIMES)
 def test_its_deep_agents_work_unmodified(isolation: str) -> None:
     """Every tool of theirs, on every runtime."""
     release = sdks.packages(f"langchain-e2b-{sdks.NEWEST}", "langchain-e2b")

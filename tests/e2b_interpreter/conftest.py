@@ -11,8 +11,7 @@ import pytest
 from ringfence.runtimes.oci.versions import choose, installed, lacking
 from ringfence.templates.catalog import Catalog
 from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES, Sandbox, Server
-
-RUNTIMES = ("jail", "container", "gvisor")
+from tests.support import scale
 
 
 def missing(reason: str) -> None:
@@ -33,7 +32,7 @@ def server() -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(scope="session", params=RUNTIMES)
+@pytest.fixture(scope="session", params=scale.RUNTIMES)
 def isolation(request: pytest.FixtureRequest) -> str:
     """A way to isolate that this host has."""
     name: str = request.param

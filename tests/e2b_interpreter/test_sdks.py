@@ -19,6 +19,7 @@ from tests.e2b.server import Served, serving
 from tests.e2b.wire import Box, make
 from tests.e2b_interpreter.conftest import missing
 from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES
+from tests.support import scale
 
 HERE = Path(__file__).parent
 #: Which client with which code interpreter, and whether both can be pointed at one URL for all sandboxes.
@@ -106,7 +107,7 @@ def test_a_sandbox_for_cells_starts_with_a_kernel(server: Served) -> None:
         box.kill()
 
 
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.OTHERS)
 def test_it_works_on_every_runtime(isolation: str) -> None:
     """The newest pair of each language, beside each other, with sandboxes that a container tool makes."""
     with serving(f'[e2b]\nisolation = "{isolation}"\n') as server:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 
 from tests.network.lab import Lab, opened
-from tests.network.labnode import RUNTIMES, LabNode, need
+from tests.network.labnode import LabNode, need
+from tests.support import scale
 
 settings.register_profile("network", deadline=None)  # a busy machine is no failure
 settings.load_profile("network")
@@ -37,7 +38,7 @@ def node(lab: Lab) -> Iterator[LabNode]:
     made.close()
 
 
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=scale.RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> str:
     """Which way to isolate."""
     need(request.param)

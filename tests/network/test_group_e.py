@@ -38,6 +38,7 @@ from tests.network.lab import (
 )
 from tests.network.labnode import RUNTIMES, LabNode, missing, need
 from tests.network.test_gate_parsers import made_hello, names
+from tests.support import scale
 
 GOOD, EVIL = "good.example.com", "evil.example.net"
 WEB = [GOOD, {"domain": GOOD, "protocol": "http"}]
@@ -204,7 +205,7 @@ async def _listening(host: str) -> socket.socket:
 
 
 @pytest.mark.row(88, 100)
-@pytest.mark.parametrize("other", RUNTIMES)
+@pytest.mark.parametrize("other", scale.RUNTIMES)
 def test_a_neighbour_of_any_runtime_is_not_reached(
     lab: Lab, node: LabNode, made: Made, runtime: str, other: str
 ) -> None:

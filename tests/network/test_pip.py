@@ -13,7 +13,8 @@ import pytest
 
 from ringfence.node.live import Live
 from tests.network.lab import ALLOWED, FORBIDDEN, NAMES, PEER, Lab, Site
-from tests.network.labnode import RUNTIMES, LabNode, need
+from tests.network.labnode import LabNode, need
+from tests.support import scale
 
 PACKAGE = "idna"  # a real one, small, in pure Python, installed here because the SDK needs it
 #: Brings the certificate of the test's own index into the sandbox.
@@ -58,7 +59,7 @@ def index(lab: Lab) -> Iterator[None]:
     Site.pages.clear()
 
 
-@pytest.fixture(params=RUNTIMES)
+@pytest.fixture(params=scale.RUNTIMES)
 def live(node: LabNode, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Live]:
     """A sandbox that may reach the index, and trusts it."""
     need(request.param)

@@ -27,7 +27,8 @@ from ringfence.runtimes.oci.versions import choose, installed
 from ringfence.runtimes.wired import Wired
 from ringfence.templates.catalog import Catalog, template_fields
 from tests.network.lab import ALLOWED, FORBIDDEN, METADATA, NAMES, PEER, UPLINK, Lab, needed
-from tests.network.labnode import RUNTIMES, LabNode, need
+from tests.network.labnode import LabNode, need
+from tests.support import scale
 from tests.support.subjects import TEMPLATES
 
 GOOD, EVIL = "good.example.com", "evil.example.net"
@@ -244,7 +245,7 @@ def test_a_peer_by_any_protocol(lab: Lab, node: LabNode, runtime: str) -> None:
     assert lab.capture.destinations() == {PEER}
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+@pytest.mark.parametrize("runtime", scale.OTHERS)
 def test_a_start_that_fails_takes_its_wire_along(lab: Lab, runtime: str) -> None:
     """A guest that refuses its network, after the wire was laid: no wire, no namespace, no descriptor is left."""
     need(runtime)

@@ -25,6 +25,7 @@ from ringfence.network.router import enter
 from tests.network.lab import NAMES, Lab
 from tests.network.secretslab import API, OTHER, VALUE, Hosts
 from tests.network.test_egress_live import eventually
+from tests.support import scale
 from tests.support.served import TEMPLATES, Served, free_port, key
 from tests.support.subjects import SUBJECTS
 
@@ -139,7 +140,7 @@ def test_a_run_uses_a_secret_it_never_holds(place: Place, hosts: Hosts) -> None:
     assert event["sent"] > 0 < event["received"]
 
 
-@pytest.mark.parametrize("isolation", ["container", "gvisor"])
+@pytest.mark.parametrize("isolation", scale.OTHERS)
 def test_every_runtime_keeps_secrets_outside(place: Place, hosts: Hosts, isolation: str) -> None:
     """Containers and gVisor, with the same words; the program does not know the difference."""
     subject = next(subject for subject in SUBJECTS if subject.name == isolation)

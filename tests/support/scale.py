@@ -3,6 +3,10 @@
 RINGFENCE_ROUNDS (default 5, the promise: 100) is how many things are killed, or how deep failures are injected.
 RINGFENCE_RUNS (default 200, the promise: 10,000) is how many runs of mixed fates are made.
 Both are taken out of the environment: ringfence itself refuses settings it does not know.
+
+CI=true: everything on every runtime, with every release. Elsewhere what runtimes themselves promise (conformance,
+attacks, containers) is tried on all of them as well; what is built upon them, on the jail and, for a taste, in
+containers, and with the newest and the oldest release. That takes half as long.
 """
 
 from __future__ import annotations
@@ -10,4 +14,7 @@ from __future__ import annotations
 import os
 
 ROUNDS = int(os.environ.pop("RINGFENCE_ROUNDS", "5"))
+EVERYTHING = os.environ.get("CI") == "true"
+RUNTIMES = ("jail", "container", "gvisor") if EVERYTHING else ("jail",)
+OTHERS = ("container", "gvisor") if EVERYTHING else ("container",)
 RUNS = int(os.environ.pop("RINGFENCE_RUNS", "200"))
