@@ -79,10 +79,8 @@ def attempt(reference: str, allow: str, tmp_path: Path, bounds: Bounds = SMALL, 
 
 def refused(reference: str, allow: str, tmp_path: Path, bounds: Bounds = SMALL, **access: object) -> RingfenceError:
     """Try to make a template: what it is refused with, after a look that nothing stays behind."""
-    started = time.monotonic()
     with pytest.raises(RingfenceError) as caught:
         attempt(reference, allow, tmp_path, bounds, **access)
-    assert time.monotonic() - started < 60
     assert [path.name for path in (tmp_path / "templates").rglob("*")] in ([], [".lock"])
     assert registries.jobs_alive() == []
     return caught.value

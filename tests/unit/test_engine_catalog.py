@@ -10,10 +10,31 @@ import pytest
 
 from ringfence import wire
 from ringfence.domain.errors import BadRequest
+from ringfence.engine.answers import RuntimesEnd, TemplatesEnd
 from ringfence.engine.catalog import Catalog
 from ringfence.engine.policy import Policy
 from ringfence.guest.boot import GVISOR, PLAIN
 from ringfence.runtimes.oci import fences
+
+
+class Slow:
+    """A node that lists its templates when it is asked, and whose answers arrive when a test lets them."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.arrive: list[asyncio.Event] = []
+
+    async def ask(self, header: dict[str, Any], _: type) -> Any:
+        """See NodeClient."""
+        if header["verb"] != "templates":
+            return RuntimesEnd()
+        found = TemplatesEnd(templates=[wire.Template(name) for name in self.names])
+        self.arrive.append(asyncio.Event())
+        await self.arrive[-1].wait()
+        return found
+
+    async def wait_up(self) -> None:
+        """It is."""
 
 
 class Known(Catalog):
@@ -62,3 +83,22 @@ def test_a_bound_on_files_is_refused_where_nobody_counts_them(
     assert refusal.value.code == "limit_unenforced"
     assert "counts bytes, not files" in refusal.value.cause
     asyncio.run(known.resolve("ada", "t", isolation, {"scratch_bytes": 2**24}))
+
+
+@pytest.mark.anyio
+async def test_an_old_answer_does_not_take_back_what_a_later_one_told() -> None:
+    """A template that was built between two questions is there, whichever answer comes last."""
+    node = Slow()
+    catalog = Catalog(node, Policy())  # type: ignore[arg-type]
+    early = asyncio.create_task(catalog.refresh())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    node.names.append("fresh")
+    late = asyncio.create_task(catalog.refresh())
+    while len(node.arrive) < 2:  # noqa: ASYNC110 - both have asked within a few turns
+        await asyncio.sleep(0)
+    node.arrive[1].set()
+    await late
+    node.arrive[0].set()
+    await early
+    assert await catalog.resolve("ada", "fresh", "auto", {})

@@ -27,14 +27,20 @@ class Catalog:
         self._templates: dict[str, wire.Template] = {}
         self._runtimes: dict[str, wire.Runtime] = {}
         self._asked = -1e9
+        self._asks = self._heard = 0
         self._refreshing: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
-        """Ask the node now."""
+        """Ask the node now. An answer that comes after a later question's is old, and what it lacks is not gone."""
         self._asked = time.monotonic()
+        self._asks += 1
+        mine = self._asks
         templates, runtimes = await asyncio.gather(
             self._node.ask({"verb": "templates"}, TemplatesEnd), self._node.ask({"verb": "runtimes"}, RuntimesEnd)
         )
+        if mine < self._heard:
+            return
+        self._heard = mine
         self._templates = {template.name: template for template in templates.templates}
         self._runtimes = {runtime.name: runtime for runtime in runtimes.runtimes}
 
