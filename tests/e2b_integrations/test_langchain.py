@@ -10,6 +10,8 @@ from tests.e2b import sdks
 from tests.e2b_integrations.harness import failures, server
 from tests.support import scale
 
+pytestmark = pytest.mark.skipif(not scale.EVERYTHING, reason=scale.IN_CI)
+
 
 @pytest.mark.timeout(400)  # it may have to be fetched
 @pytest.mark.parametrize("isolation", scale.RUNTIMES)

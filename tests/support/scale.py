@@ -15,6 +15,7 @@ import os
 
 ROUNDS = int(os.environ.pop("RINGFENCE_ROUNDS", "5"))
 EVERYTHING = os.environ.get("CI") == "true"
+IN_CI = "declared: under CI=true; elsewhere the framework's example runs (test_examples.py)"
 RUNTIMES = ("jail", "container", "gvisor") if EVERYTHING else ("jail",)
 OTHERS = ("container", "gvisor") if EVERYTHING else ("container",)
 RUNS = int(os.environ.pop("RINGFENCE_RUNS", "200"))
