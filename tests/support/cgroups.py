@@ -82,7 +82,7 @@ class Bench:
         self._scratch = scratch
         self._programs: list[Program] = []
         self.governing = threading.Lock()  # whoever holds it keeps the governor from its work
-        self._watchman = Watchman(self)
+        self._watchman = Watchman(self, ahead=groups.governor.urgent)
         self._watchman.begin()
 
     @property

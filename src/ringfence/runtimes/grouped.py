@@ -37,7 +37,7 @@ class Grouped:
         self._pid_of = pid_of
         self._without = without
         self._loop = asyncio.get_running_loop()
-        self._watchman = Watchman(groups.governor)
+        self._watchman = Watchman(groups.governor, ahead=groups.governor.urgent)
 
     def limits(self, limits: Limits) -> Limits:
         """The limits for a group."""

@@ -152,6 +152,11 @@ class Governor:
         """The one descriptor for the node's event loop; readable when `govern` has something to do."""
         return self._epoll.fileno()
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a limit that is moved late is met: nothing slows a group down before."""
+        return self._dial is not None and bool(self._dial.traits.quiet_part)
+
     def watch(self, name: str, limits: Limits) -> None:
         """Govern a group just created with these limits. Blocks up to 20 ms on v1. Costs one descriptor.
 

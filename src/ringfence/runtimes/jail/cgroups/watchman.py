@@ -3,7 +3,8 @@
 A limit that is moved late is met by a program that did nothing wrong (cgroup v1 has nothing that slows a writer down).
 On a crowded machine an ordinary thread comes late; this one is of a real-time class, at its least priority. The class
 is not inherited by what it starts, and it starts nothing. It rests four times as long as it worked, so it can take a
-fifth of one core and no more, whatever hostile programs make it look at.
+fifth of one core and no more, whatever hostile programs make it look at. With cgroup v2 it stays an ordinary thread:
+who writes too fast waits for it there, and a limit that is lowered reclaims memory on its time.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ def tried() -> str:
 class Watchman:
     """One such thread, from `begin` to `close`. Refused the class, it governs as an ordinary thread: never an error."""
 
-    def __init__(self, governor: Governs) -> None:
+    def __init__(self, governor: Governs, *, ahead: bool = True) -> None:
+        """`ahead`: whether it goes before ordinary threads."""
         self._governor = governor
+        self._ahead = ahead
         self._wake = -1
         self._lock = threading.Lock()  # nobody writes to a descriptor that is another's by now
         self._closing = False
@@ -73,7 +76,8 @@ class Watchman:
                 os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        go_ahead()
+        if self._ahead:
+            go_ahead()
         poll = select.poll()
         poll.register(self._governor.fd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
