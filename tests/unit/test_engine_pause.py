@@ -320,6 +320,28 @@ async def test_a_slow_wake_is_bounded(home: House) -> None:
     await asyncio.wait_for(reached.wait(), 60)
 
 
+async def test_who_read_that_it_is_paused_may_resume_it_at_once(home: House) -> None:
+    """Its record says so before the last of the old sandbox is gone; that is waited for, and is no conflict."""
+    name = await home.made()
+    told, go_on = asyncio.Event(), asyncio.Event()
+
+    async def at(where: str) -> None:
+        if where == "recorded as paused":
+            told.set()
+            await go_on.wait()
+
+    home.engine.pauses.at = at
+    pausing = asyncio.create_task(home.engine.pauses.pause("ada", name))
+    await asyncio.wait_for(told.wait(), 60)
+    assert await home.state(name) == "paused"
+    resuming = asyncio.create_task(home.engine.pauses.resume("ada", name))
+    await asyncio.sleep(0.05)
+    assert not resuming.done()
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(pausing, resuming), 60)
+    assert await home.state(name) == "running"
+
+
 async def test_time_that_is_over_pauses(home: House) -> None:
     """At its expiry the files are kept, if that was wanted; a new time begins with its resumption."""
     name, other = await home.made(on_timeout="pause", ttl_seconds=0.1), await home.made(ttl_seconds=0.1)

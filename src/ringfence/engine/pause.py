@@ -244,6 +244,7 @@ class Pauses:
         if held is None:
             row = await self._sandboxes.get(tenant, sandbox_id)
             raise Conflict(f"the sandbox is {row.state.value}", code=_CODES.get(row.state, "sandbox_ended"))
+        await self._turns.let_go(held)
         return await self._turns.take(
             tenant, sandbox_id, RESUMING, lambda: self._resume(tenant, sandbox_id, ttl_seconds)
         )

@@ -14,6 +14,7 @@ from typing import Any, Final
 from ringfence import wire
 from ringfence.domain.errors import Conflict, NotFound, Overloaded
 
+LETTING_GO_SECONDS: Final = 10.0  # for what is left of a pause once its record says that it is paused
 WAKE_SECONDS: Final = 30.0  # how long a request waits for its sandbox to be resumed
 PAUSING, RESUMING, REMOVING = "paused", "resumed", "removed"
 Work = Callable[[], Coroutine[Any, Any, wire.Sandbox]]
@@ -71,6 +72,11 @@ class Turns:
         held = self._held.get(sandbox_id)
         if held is not None:
             held.paused = False
+
+    async def let_go(self, held: Held) -> None:
+        """Wait out the end of a pause that is told of already: whoever read `paused` may act upon it."""
+        if held.paused and held.turn is not None and held.doing == PAUSING:
+            await asyncio.wait([held.turn], timeout=LETTING_GO_SECONDS)
 
     async def take(self, tenant: str, sandbox_id: str, doing: str, work: Work) -> wire.Sandbox:
         """Do this to it and nothing else meanwhile. Raises Conflict while it is another's turn, and what it raises."""
