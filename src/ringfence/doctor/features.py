@@ -144,7 +144,7 @@ FEATURES: Final[tuple[Row, ...]] = (
     "mount cgroup2 at /sys/fs/cgroup"),
     (
         "a real-time thread", watchman.tried, False,
-        "a program that fills its disk hears that it is full, and is not ended for memory, on a crowded machine too",
+        "with cgroup v1 a program that fills its disk hears so, and is not ended for memory, on a crowded machine too",
         "run the server as root; where it is in a cpu group of v1, give that group cpu.rt_runtime_us",
     ),
 )  # fmt: skip
