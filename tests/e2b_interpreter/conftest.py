@@ -10,15 +10,9 @@ import pytest
 
 from ringfence.runtimes.oci.versions import choose, installed, lacking
 from ringfence.templates.catalog import Catalog
+from tests.e2b import sdks
 from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES, Sandbox, Server
 from tests.support import scale
-
-
-def missing(reason: str) -> None:
-    """A reason not to test here, which is a failure where everything is promised to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +21,7 @@ def server() -> Iterator[Server]:
     if os.geteuid() != 0:
         pytest.skip("a node for containers needs root")
     if TEMPLATE not in Catalog(Path(TEMPLATES)).load():
-        missing(f"run: ringfence templates build {TEMPLATE}")
+        sdks.absent(f"run: ringfence templates build {TEMPLATE}")
     with Server() as started:
         yield started
 
@@ -37,7 +31,7 @@ def isolation(request: pytest.FixtureRequest) -> str:
     """A way to isolate that this host has."""
     name: str = request.param
     if name != "jail" and choose(name, installed()) is None:
-        missing(lacking(name, installed()))
+        sdks.absent(lacking(name, installed()))
     return name
 
 

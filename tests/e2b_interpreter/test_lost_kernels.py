@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from ringfence.templates.catalog import Catalog
+from tests.e2b import sdks
 from tests.e2b.server import Served, api_of, serving
 from tests.e2b.wire import Box, make
-from tests.e2b_interpreter.conftest import missing
 from tests.e2b_interpreter.harness import TEMPLATE, TEMPLATES
 
 NOTE = "[ringfence] a fresh kernel: the one before ended"
@@ -26,7 +26,7 @@ NOTE = "[ringfence] a fresh kernel: the one before ended"
 def server() -> Iterator[Served]:
     """A server of its own: it is killed."""
     if TEMPLATE not in Catalog(Path(TEMPLATES)).load():
-        missing(f"run: ringfence templates build {TEMPLATE}")
+        sdks.absent(f"run: ringfence templates build {TEMPLATE}")
     with serving() as made:
         yield made
 
