@@ -296,7 +296,9 @@ def test_a_sandbox_that_dies_leaves_a_broken_answer(api: EdgeApi, ada: Box, head
         host = ada.publish(program, public=True)
         with api.open() as connection:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            threading.Timer(0.3, lambda: api.loop.call_soon_threadsafe(api.inner.lose_tunnels)).start()
+            while b"half" not in connection.recv(64 * 1024, socket.MSG_PEEK):
+                time.sleep(0.01)  # an answer that has not begun would end as a whole one of ours
+            api.loop.call_soon_threadsafe(api.inner.lose_tunnels)
             said = read(connection)
         stop.set()
     assert not said.whole
