@@ -329,9 +329,33 @@ async def test_opening_in_the_turn_in_which_it_died(served: Node, wire: Wire) ->
     live = live_of(served, await wire.create())
     live.link.close()
     relay = served.supervisor.open(live, b'{"op": "ping"}', Nowhere(), program=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await relay.ended).answer is None
     assert live.programs == 0
+
+
+async def test_whoever_asked_for_a_stop_may_leave(served: Node, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops all the same and its end is told, once: nobody else could say that it was not lost."""
+    sandbox = await wire.create()
+    heard, asked, go = events(served), asyncio.Event(), asyncio.Event()
+    ending = served.runtime.stop
+
+    async def slowly(name: str) -> None:
+        asked.set()
+        await go.wait()
+        await ending(name)
+
+    monkeypatch.setattr(served.runtime, "stop", slowly)
+    asking = [wire.open("stop", tenant="a", sandbox=sandbox["id"]) for _ in range(2)]
+    await asked.wait()
+    for each in asking:
+        each.cancel()
+    await wire.ask("status")  # by now they have left
+    go.set()
+    await until(lambda: sandbox["id"] not in served.runtime.host.left)
+    await until(lambda: heard)
+    await wire.ask("status")
+    assert [event["type"] for event in heard] == ["sandbox.stopped"]
 
 
 async def test_a_host_that_does_not_let_go(served: Node, wire: Wire) -> None:

@@ -33,6 +33,7 @@ class Live:
     last_active: float = field(default_factory=time.monotonic)
     warned: bool = False
     doomed: tuple[How, str] | None = None  # why the node is ending it, once it is
+    tells: bool = False  # its end is told as a stop, once nothing of it is left
     programs: int = 0  # program streams open now
     egress: Policy = NOTHING  # what it may reach now
     trust: Trust | None = None  # its secrets

@@ -330,8 +330,13 @@ class Supervisor:
         """It is nobody's now; were something of it left, the sweep would find it."""
         self._ending.pop(live.id, None)
         self.table.drop(live)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             self._failed("end", error)
+        elif live.tells and live.doomed is not None:
+            live.state = State.STOPPED
+            self.emit("sandbox.stopped", live, how=str(live.doomed[0]), reason=live.doomed[1])
 
     def _failed(self, doing: str, error: BaseException) -> None:
         self.counters[f"{doing}_errors"] = self.counters.get(f"{doing}_errors", 0) + 1
@@ -343,12 +348,10 @@ class Supervisor:
 
     async def stop(self, live: Live, how: How, reason: str) -> None:
         """End a sandbox; its open streams hear why. Returns when nothing of it is left."""
-        live.doomed = live.doomed or (how, reason)
+        live.doomed, live.tells = live.doomed or (how, reason), True
         live.state = State.STOPPING
         live.link.close()
-        await asyncio.shield(self._end_soon(live))  # an asker who leaves does not stop the stopping
-        live.state = State.STOPPED
-        self.emit("sandbox.stopped", live, how=str(live.doomed[0]), reason=live.doomed[1])
+        await asyncio.shield(self._end_soon(live))  # an asker who leaves stops neither the stopping nor the telling
 
     def end_beside(self, live: Live, how: How, reason: str) -> None:
         """End a sandbox while its owner already has the answer."""
