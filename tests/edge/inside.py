@@ -17,6 +17,7 @@ import httpx
 
 from ringfence.api.app import make_app
 from ringfence.api.handover import given_to
+from ringfence.api.protocol import Clocks
 from ringfence.api.server import make_server
 from ringfence.config import EdgeSettings
 from ringfence.edge.listening import listen
@@ -27,7 +28,8 @@ from ringfence.store.sqlite import SqliteStore
 from tests.support.fakeapi import FakeApi
 from tests.support.fakenode import FakeNode, FakeSandbox, GuestRefusal, Stream
 
-SETTINGS = EdgeSettings(port=0, header_seconds=2, stall_seconds=2, idle_seconds=10, total_seconds=60)
+# Far longer than anything takes here, however busy the machine; tests of these clocks set their own.
+SETTINGS = EdgeSettings(port=0, header_seconds=60, stall_seconds=60, idle_seconds=60, total_seconds=100)
 
 
 class InsideNode(FakeNode):
@@ -93,11 +95,13 @@ class InsideNode(FakeNode):
 class EdgeApi(FakeApi):
     """A FakeApi that also serves published ports."""
 
-    def __init__(self, settings: EdgeSettings = SETTINGS, certificates: Pairs | None = None) -> None:
+    def __init__(
+        self, settings: EdgeSettings = SETTINGS, certificates: Pairs | None = None, clocks: Clocks | None = None
+    ) -> None:
         self.settings = settings
         self.certificates = certificates
         self.edge_port = 0
-        super().__init__()
+        super().__init__(clocks=clocks)
 
     @property
     def inner(self) -> InsideNode:
@@ -118,7 +122,12 @@ class EdgeApi(FakeApi):
         self.edge = Edge(self.engine, self.store, self.settings)
         hosts = [f"api.{self.settings.domain}"] if self.settings.serve_api else []
         app = make_app(
-            self.engine, self.store, version="test", hosts=hosts, body_seconds=2.0, published=self.edge.ports
+            self.engine,
+            self.store,
+            version="test",
+            hosts=hosts,
+            body_seconds=self._body_seconds,
+            published=self.edge.ports,
         )
         self._server = make_server(app, self.engine.stopping, self._clocks, drain_seconds=2)
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -127,7 +136,7 @@ class EdgeApi(FakeApi):
         edge_listener = listen(EdgeSettings(port=self.edge_port), 0)
         self.edge_port = edge_listener.getsockname()[1]
         self._serving = asyncio.run_coroutine_threadsafe(self._serve(edge_listener), self.loop)
-        self.do(self.engine.node.wait_up(10))
+        self.do(self.engine.node.wait_up(60))
         while not self._server.started:
             time.sleep(0.005)
 
@@ -135,7 +144,7 @@ class EdgeApi(FakeApi):
         async with self.edge.serving(edge_listener, api=given_to(self._server), certificates=self.certificates):
             await self._server.serve(sockets=[self.listener])
 
-    def open(self, timeout: float = 20) -> socket.socket:
+    def open(self, timeout: float = 60) -> socket.socket:
         """A bare connection to the edge."""
         return socket.create_connection(("127.0.0.1", self.edge_port), timeout=timeout)
 
@@ -238,6 +247,14 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def until(check: Callable[[], object]) -> None:
+    """Wait for something that happens beside."""
+    deadline = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def answering(data: bytes) -> Handler:

@@ -24,6 +24,7 @@ from ringfence.cli.main import main
 from ringfence.config import read_server
 from ringfence.domain.errors import BadRequest, PlatformFault
 from ringfence.edge.authority import Authority
+from tests.edge.inside import until
 from tests.edge.test_traefik import tool
 from tests.support.served import TEMPLATES, free_port, key
 
@@ -49,7 +50,7 @@ class Server:
     def __str__(self) -> str:
         return "".join(self.said)
 
-    def until(self, words: str, seconds: float = 30) -> None:
+    def until(self, words: str, seconds: float = 60) -> None:
         """Wait until it said something."""
         deadline = time.monotonic() + seconds
         while words not in str(self):
@@ -82,9 +83,9 @@ def server() -> Iterator[Server]:
 
 def curl(server: Server, host: str, path: str = "/health") -> bytes:
     """Ask by a name, with only the authority trusted."""
-    words = [tool("curl"), "-sS", "-m", "20", "--cacert", str(server.place / "ca.crt")]
+    words = [tool("curl"), "-sS", "-m", "60", "--cacert", str(server.place / "ca.crt")]
     words += ["--resolve", f"{host}:{server.edge}:127.0.0.1", f"https://{host}:{server.edge}{path}"]
-    return subprocess.run(words, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(words, capture_output=True, check=True, timeout=90).stdout
 
 
 def test_it_says_how_to_trust_it_and_how_to_find_it(server: Server) -> None:
@@ -134,7 +135,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(server: Server) -> Non
     """Files that do not fit together are told of once and change nothing; an api started anew shows the new one."""
 
     def serial() -> int:
-        pem = ssl.get_server_certificate(("127.0.0.1", server.edge), timeout=20)
+        pem = ssl.get_server_certificate(("127.0.0.1", server.edge), timeout=60)
         return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
     before = serial()
@@ -145,8 +146,8 @@ def test_a_renewed_certificate_is_shown_without_a_restart(server: Server) -> Non
     assert serial() == before
     authority.server_key.write_bytes(pair.key)
     server.until("shows a new certificate")
+    until(lambda: serial() != before)  # it was handed over, and is put to use a moment later
     fresh = serial()
-    assert fresh != before
     os.kill(child(server.pid, b"ringfence.api"), signal.SIGKILL)
     server.until("the api ended")
     assert b"ok" in curl(server, "api.sbx.test")

@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
-from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, Said, answering, ask, box, plain, read, send
+from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, Said, answering, ask, box, plain, read, send, until
 
 HURRY = msgspec.structs.replace(SETTINGS, idle_seconds=0.7)
 
@@ -189,6 +189,7 @@ def test_a_slow_reader_holds_the_program_back(api: EdgeApi, ada: Box) -> None:
         with api.open() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert connection.recv(1)
             seen = -1
             while seen != sent:
                 seen = sent
@@ -207,11 +208,13 @@ def fill(connection: socket.socket) -> int:
 
 def test_a_slow_program_holds_the_client_back(api: EdgeApi, ada: Box) -> None:
     """What the program does not read, the client cannot send."""
-    with Program(lambda *_: time.sleep(5)) as program:
+    stop = threading.Event()
+    with Program(lambda *_: stop.wait(60) and None) as program:
         host = ada.publish(program, public=True)
         with api.open(timeout=1.0) as connection:
             connection.sendall(f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {10**9}\r\n\r\n".encode())
             total = fill(connection)
+        stop.set()
     assert total < 24 * MIB
 
 
@@ -225,17 +228,16 @@ def test_an_event_is_seen_when_it_is_sent(api: EdgeApi, ada: Box) -> None:
     def events(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         connection.sendall(b"data: 1\n\n")
-        go.wait(10)
+        go.wait(60)
         connection.sendall(b"data: 2\n\n")
 
     with Program(events) as program:
         host = ada.publish(program, public=True)
         with api.open() as connection:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            began, got = time.monotonic(), b""
-            while b"data: 1" not in got:
+            got = b""
+            while b"data: 1" not in got:  # the program says no more until this was seen
                 got += connection.recv(1000)
-            assert time.monotonic() - began < 5
             go.set()
             while b"0\r\n\r\n" not in got:
                 got += connection.recv(1000)
@@ -290,7 +292,7 @@ def test_a_sandbox_that_dies_leaves_a_broken_answer(api: EdgeApi, ada: Box, head
         connection.sendall(
             b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + (b"4\r\nhalf\r\n" if b"chunked" in head else b"half")
         )
-        stop.wait(10)
+        stop.wait(60)
 
     with Program(half) as program:
         host = ada.publish(program, public=True)
@@ -306,20 +308,44 @@ def test_a_sandbox_that_dies_leaves_a_broken_answer(api: EdgeApi, ada: Box, head
 
 def test_a_connection_reset_inside_is_not_an_end(api: EdgeApi, ada: Box) -> None:
     """A program that resets has not finished."""
+    seen = threading.Event()
 
     def reset(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nhalf")
-        time.sleep(0.2)
+        seen.wait(60)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-    with Program(reset) as program:
-        assert not ask(api, ada.publish(program, public=True)).whole
+    with Program(reset) as program, api.open() as connection:
+        host = ada.publish(program, public=True)
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        while b"half" not in connection.recv(64 * 1024, socket.MSG_PEEK):
+            time.sleep(0.01)  # a reset takes with it what was not read yet
+        seen.set()
+        assert not read(connection).whole
 
 
 def pausing(connection: socket.socket, _: bytes) -> None:
     """Begin an answer, and say nothing for a while."""
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nx")
-    time.sleep(6)
+    with contextlib.suppress(OSError):  # until whoever asked is gone, or what is between
+        connection.settimeout(60)
+        connection.recv(1)
+
+
+def silent(connection: socket.socket, _: bytes) -> None:
+    """Never answer."""
+    with contextlib.suppress(OSError):
+        connection.settimeout(60)
+        connection.recv(1)
+
+
+def first_bytes(connection: socket.socket) -> None:
+    """Read until an answer's body has begun."""
+    got = b""
+    while not got.partition(b"\r\n\r\n")[2]:
+        piece = connection.recv(1000)
+        assert piece, got
+        got += piece
 
 
 def drained(connection: socket.socket) -> str:
@@ -338,34 +364,36 @@ def test_a_stopped_sandbox_cuts_what_is_under_way_and_is_published_no_more(api: 
         host = mine.publish(program, public=True)
         with api.open() as connection:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            while b"x" not in connection.recv(1000).partition(b"\r\n\r\n")[2]:
-                continue
+            first_bytes(connection)
             mine.client.delete(f"/v1/sandboxes/{mine.id}")
-            began = time.monotonic()
             assert drained(connection) == "reset"
-            assert time.monotonic() - began < 4
         assert (ask(api, host).status, ask(api, host).code) == (404, "not_published")
 
 
 @pytest.mark.parametrize(("end", "status", "code"), [("node", 503, "node_lost"), ("sandbox", 502, "sandbox_lost")])
 def test_what_broke_before_an_answer_is_named(end: str, status: int, code: str) -> None:
     """Our own failures are not the program's: its client is told which it was."""
-    with EdgeApi() as api, box(api) as mine, Program(lambda *_: time.sleep(3)) as program:
+    stop = threading.Event()
+    with EdgeApi() as api, box(api) as mine, Program(lambda *_: stop.wait(60) and None) as program:
         host = mine.publish(program, public=True)
 
         def die() -> None:
+            until(lambda: program.heads)
             if end == "node":
                 asyncio.run_coroutine_threadsafe(api.node.stop(), api.loop)
             else:
                 api.loop.call_soon_threadsafe(api.inner.lose_tunnels)
 
-        threading.Timer(0.4, die).start()
+        dying = threading.Thread(target=die)
+        dying.start()
         said = ask(api, host)
+        stop.set()
+        dying.join(60)
         assert (said.status, said.code) == (status, code)
         if end == "node":
             (api.place / "node.sock").unlink(missing_ok=True)
             api.do(api.node.start(api.place / "node.sock"))
-            api.do(api.engine.node.wait_up(10))
+            api.do(api.engine.node.wait_up(60))
 
 
 def test_a_client_that_leaves_ends_the_tunnel(api: EdgeApi, ada: Box) -> None:
@@ -376,10 +404,7 @@ def test_a_client_that_leaves_ends_the_tunnel(api: EdgeApi, ada: Box) -> None:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             connection.recv(1000)
             assert api.inner.live
-        deadline = time.monotonic() + 20
-        while api.inner.live and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not api.inner.live
+        until(lambda: not api.inner.live)
 
 
 @pytest.mark.parametrize(
@@ -409,20 +434,22 @@ def test_an_answer_that_is_not_http_is_the_programs_fault(api: EdgeApi, ada: Box
 
 def test_a_request_waits_for_the_port_to_accept(api: EdgeApi, ada: Box) -> None:
     """A server that needs a second to start loses no request."""
-    host = ada.publish(public=True, wait_seconds=10)
+    host = ada.publish(public=True, wait_seconds=60)
+    before = api.inner.tunnels
     late: list[Program] = []
 
     def start() -> None:
         late.append(Program(answering(plain(b"up"))))
         ada.lead(late[0])
 
-    threading.Timer(0.7, start).start()
     said: list[Said] = []
     threads = [threading.Thread(target=lambda: said.append(ask(api, host))) for _ in range(10)]
     for thread in threads:
         thread.start()
+    until(lambda: api.inner.tunnels >= before + 10)  # all have tried in vain at least once, or one often
+    start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert [one.body for one in said] == [b"up"] * 10
     late[0].close()
 
@@ -432,7 +459,7 @@ def test_a_port_where_nothing_listens_says_so(api: EdgeApi, ada: Box) -> None:
     host = ada.publish(port=9, public=True, wait_seconds=0.5)
     began = time.monotonic()
     said = ask(api, host)
-    assert 0.4 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.4
     assert (said.status, said.code) == (502, "port_not_listening")
     assert b"nothing listens on port 9 inside the sandbox; waited 0.5 s" in said.body
     page = ask(api, host, Accept="text/html,*/*")
@@ -443,7 +470,7 @@ def test_a_port_where_nothing_listens_says_so(api: EdgeApi, ada: Box) -> None:
 
 def test_a_program_that_never_answers_is_given_up() -> None:
     """With 504, when it was quiet for as long as the operator allows."""
-    with EdgeApi(HURRY) as api, box(api) as mine, Program(lambda *_: time.sleep(5)) as program:
+    with EdgeApi(HURRY) as api, box(api) as mine, Program(silent) as program:
         said = ask(api, mine.publish(program, public=True))
         assert (said.status, said.code) == (504, "upstream_timeout")
 
@@ -451,7 +478,12 @@ def test_a_program_that_never_answers_is_given_up() -> None:
 def test_a_stream_that_falls_silent_is_broken_off() -> None:
     """Its client is told by a broken connection, not by an end."""
     with EdgeApi(HURRY) as api, box(api) as mine, Program(pausing) as program:
-        assert not ask(api, mine.publish(program, public=True)).whole
+        assert not begun(api, mine.publish(program, public=True)).whole
+
+
+def begun(api: EdgeApi, host: str) -> Said:
+    """An answer of the program, whatever became of it; on a busy machine the clock may run out before it began."""
+    return next(said for said in (ask(api, host) for _ in range(20)) if said.code != "upstream_timeout")
 
 
 def test_no_answer_goes_on_for_ever() -> None:
@@ -459,12 +491,11 @@ def test_no_answer_goes_on_for_ever() -> None:
 
     def drip(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        for _ in range(100):
+        for _ in range(600):  # a minute, if it is let
             connection.sendall(b"x")
             time.sleep(0.1)
 
     short = msgspec.structs.replace(SETTINGS, total_seconds=1.5)
     with EdgeApi(short) as api, box(api) as mine, Program(drip) as program:
-        began = time.monotonic()
-        assert not ask(api, mine.publish(program, public=True)).whole
-        assert time.monotonic() - began < 6
+        said = begun(api, mine.publish(program, public=True))
+        assert not said.whole

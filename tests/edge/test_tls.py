@@ -25,8 +25,7 @@ from ringfence.domain.errors import RingfenceError
 from ringfence.edge.authority import Authority
 from ringfence.edge.certificates import Channel, Received, Watched
 from ringfence.edge.tls import Pair, quiet, read_pair
-from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, Said, answering, box, plain, read
-from tests.edge.test_hostile import until
+from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, Said, answering, box, plain, read, until
 from tests.edge.test_serving import pausing
 from tests.edge.test_traefik import tool
 
@@ -113,7 +112,7 @@ def test_real_clients_are_served(site: Site, ada: Box) -> None:
             assert (said.text, said.http_version) == ("inside", "HTTP/1.1")
         words = [tool("curl"), "-sS", "-m", "20", "--cacert", str(site.authority.certificate)]
         words += ["--resolve", f"{host}:{port}:127.0.0.1", "-w", "|%{http_version}", f"https://{host}:{port}/"]
-        done = subprocess.run(words, capture_output=True, check=False, timeout=30)
+        done = subprocess.run(words, capture_output=True, check=False, timeout=90)
         assert done.stdout == b"inside|1.1", done.stderr
     for head in program.heads:
         assert b"\r\nX-Forwarded-Proto: https\r\n" in head
@@ -128,7 +127,7 @@ def test_node_trusts_the_authority_too(site: Site, ada: Box) -> None:
     )
     env = {**os.environ, "NODE_EXTRA_CA_CERTS": str(site.authority.certificate)}
     words = [tool("node"), "-e", code, f"api.{DOMAIN}", str(site.api.edge_port)]
-    done = subprocess.run(words, env=env, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(words, env=env, capture_output=True, check=False, timeout=90)
     assert done.stdout.strip() == b"200", done.stdout + done.stderr
 
 
@@ -141,7 +140,7 @@ def test_a_websocket_passes_through_tls(site: Site, ada: Box) -> None:
         host = site.host(ada)
         with connect(f"wss://{host}/", sock=site.api.open(), ssl=site.context(), compression=None) as talk:
             talk.send("x" * 300_000)
-            assert talk.recv(timeout=10) == "x" * 300_000
+            assert talk.recv(timeout=60) == "x" * 300_000
         server.shutdown()
 
 
@@ -298,10 +297,7 @@ def test_a_new_certificate_is_shown_to_the_next_client(site: Site, ada: Box) -> 
         time.sleep(0.1)
         assert shown(site) == before
         site.channel.send(renewed)
-        deadline = time.monotonic() + 10
-        while shown(site) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: shown(site) != before)
         open_.sendall(
             f"GET /p/{ada.id}/8000/ HTTP/1.1\r\nHost: {DOMAIN}\r\nX-Ringfence-Access: {site.api.ada}\r\n\r\n".encode()
         )
@@ -354,7 +350,7 @@ def test_a_certificate_that_is_none_is_refused_when_the_server_starts(
         key.write_bytes(authority.issue([DOMAIN]).key)
     elif kind == "with a passphrase":
         words = [tool("openssl"), "ec", "-aes256", "-passout", "pass:secret", "-in", str(key), "-out", str(key)]
-        subprocess.run(words, check=True, capture_output=True, timeout=30)
+        subprocess.run(words, check=True, capture_output=True, timeout=90)
     else:
         crt.write_bytes(b"x" * 300_000)
     with pytest.raises(RingfenceError) as refused:
@@ -386,7 +382,8 @@ def test_a_handshake_that_stalls_is_given_up(authority: Authority) -> None:
     """Whether it never began, stopped in the middle, or is dripped byte by byte."""
     with site_of(authority, header_seconds=1) as site, contextlib.ExitStack() as stack:
         silent, half, dripped = (stack.enter_context(site.api.open()) for _ in range(3))
-        half.sendall(HELLO)
+        with contextlib.suppress(OSError):  # given up already, where all stood still
+            half.sendall(HELLO)
         stopped = threading.Event()
 
         def drip() -> None:
@@ -401,7 +398,7 @@ def test_a_handshake_that_stalls_is_given_up(authority: Authority) -> None:
                 while connection.recv(100):
                     pass
         stopped.set()
-        thread.join(10)
+        thread.join(60)
 
 
 LIES = {
