@@ -137,16 +137,16 @@ def test_a_published_port_wakes_its_sandbox(server: Served, client: Client, sand
     """The URL stays over a pause: a request resumes the sandbox, and is answered once something listens again."""
     box = sandbox(wake=True)
     box.files.write("index.html", b"kept")
-    url = box.publish(8000, public=True, wait=15.0)
+    url = box.publish(8000, public=True, wait=60.0)
     box.pause()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(lambda: _get(url))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while Sandbox.connect(box.id, client=client).info.state != "running":
             assert time.monotonic() < deadline
             time.sleep(0.05)
         box.start("python3 -m http.server 8000")
-        assert answer.result(30) == (200, b"kept")
+        assert answer.result(60) == (200, b"kept")
     box.pause()
     assert Sandbox.connect(box.id, client=client).info.state == "paused"
     assert box.exec("cat index.html").stdout == "kept"
@@ -165,7 +165,7 @@ def test_a_published_port_of_one_that_does_not_wake_says_so(sandbox: Callable[..
 def _get(url: str) -> tuple[int, bytes]:
     """As a client that knows where every name of the edge's domain is."""
     host = urlsplit(url).netloc
-    connection = http_client.HTTPConnection("127.0.0.1", int(host.rpartition(":")[2]), timeout=40)
+    connection = http_client.HTTPConnection("127.0.0.1", int(host.rpartition(":")[2]), timeout=90)
     try:
         connection.request("GET", "/", headers={"Host": host})
         answer = connection.getresponse()
@@ -208,9 +208,10 @@ def test_a_program_that_cannot_begin_again_does_not_keep_files_away(
 
 def test_expiry_pauses_when_asked(client: Client, sandbox: Callable[..., Sandbox]) -> None:
     """Its time over, a sandbox made with on_timeout is paused by itself; resumed, it lives as long again."""
-    box = sandbox(on_timeout="pause", ttl=1.0)
+    box = sandbox(on_timeout="pause", ttl=100.0)
     box.files.write("x", b"1")
-    deadline = time.monotonic() + 30
+    box.extend(1.0)
+    deadline = time.monotonic() + 60
     while box.refresh().state != "paused":
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -59,7 +59,7 @@ class Process:
             self.node.wait()
             raise
         headers = {"Authorization": f"Bearer {self.key}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def _start_node(self) -> subprocess.Popen[bytes]:
         path = self.state / "node" / "node.sock"
@@ -93,7 +93,7 @@ class Process:
         self.client.close()
         for process in (self.api, self.node):
             process.terminate()
-            process.wait(20)
+            process.wait(60)
             if process.stdout is not None:
                 process.stdout.close()
         shutil.rmtree(self.place)
@@ -181,16 +181,16 @@ def test_it_imports_nothing_any_more(process: Process) -> None:
 def test_it_finds_its_node_again_without_a_way_to_it(process: Process) -> None:
     """By name in its working directory, although the directories above are closed."""
     process.node.kill()
-    process.node.wait(10)
+    process.node.wait(60)
     assert process.node.stdout is not None
     process.node.stdout.close()
     (process.state / "node" / "node.sock").unlink()
     process.node = process._start_node()
-    deadline = time.monotonic() + 10
-    while process.client.get("/v1/status").json()["ready"] is not True:
+    deadline = time.monotonic() + 60
+    while (answer := process.client.post("/v1/runs", json={"code": "say x"})).status_code == 503:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert process.client.post("/v1/runs", json={"code": "say x"}).json()["stdout"] == "x\n"
+    assert answer.json()["stdout"] == "x\n"
 
 
 def test_a_key_made_while_it_runs_is_known_at_once(process: Process) -> None:
@@ -226,7 +226,7 @@ def test_a_state_that_was_tampered_with_is_not_given_away(tmp_path: Path) -> Non
         where = state / "api" / "ringfence.db"
         where.symlink_to(victim) if trap == "link" else where.hardlink_to(victim)
         words = [sys.executable, "-m", "ringfence.api", "--state", str(state), "--port", "0"]
-        ended = subprocess.run(words, capture_output=True, timeout=30, check=False, cwd=SOURCE.parent)
+        ended = subprocess.run(words, capture_output=True, timeout=90, check=False, cwd=SOURCE.parent)
         assert ended.returncode == 1
         assert ended.stderr.startswith(b"error[")
         assert (victim.stat().st_uid, victim.read_text()) == (0, "root's")
@@ -237,7 +237,7 @@ def test_it_stops_cleanly_when_asked() -> None:
     process = Process()
     try:
         process.api.send_signal(signal.SIGTERM)
-        assert process.api.wait(20) == 0
+        assert process.api.wait(60) == 0
     finally:
         process.close()
 
@@ -247,7 +247,7 @@ def test_bad_settings_are_told_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text("prot = 1\n")
     words = [sys.executable, "-m", "ringfence.api", "--config", str(file)]
-    ended = subprocess.run(words, capture_output=True, timeout=30, check=False, cwd=SOURCE.parent)
+    ended = subprocess.run(words, capture_output=True, timeout=90, check=False, cwd=SOURCE.parent)
     assert ended.returncode == 1
     assert b"prot" in ended.stderr
     assert b"Traceback" not in ended.stderr

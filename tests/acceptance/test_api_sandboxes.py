@@ -107,7 +107,7 @@ def test_one_that_fails_by_itself_is_marked(api: FakeApi, ada: httpx.Client, box
 
 def wait_until(check: Any) -> None:
     """Wait for something that happens beside the answer."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -243,7 +243,7 @@ def test_an_agent_that_never_answers_is_given_up(ada: httpx.Client, box: str, mo
 
 def dial(api: FakeApi, path: str) -> ClientConnection:
     """A WebSocket as ada."""
-    return connect(f"ws://127.0.0.1:{api.port}{path}", additional_headers={"X-API-Key": api.ada}, open_timeout=10)
+    return connect(f"ws://127.0.0.1:{api.port}{path}", additional_headers={"X-API-Key": api.ada}, open_timeout=60)
 
 
 def test_a_terminal_goes_both_ways_and_ends_with_its_exit(api: FakeApi, box: str) -> None:
@@ -333,7 +333,7 @@ def test_a_message_too_large_ends_only_its_connection(api: FakeApi, ada: httpx.C
         with contextlib.suppress(ConnectionClosed):
             socket.send(b"x" * (2 << 20))
         with pytest.raises(ConnectionClosed):
-            list(iter(lambda: socket.recv(timeout=10), None))
+            list(iter(lambda: socket.recv(timeout=60), None))
     assert ada.get(box).json()["state"] == "running"
 
 
@@ -380,10 +380,11 @@ def test_events_arrive_live(api: FakeApi, ada: httpx.Client) -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    time.sleep(0.3)
-    run = ada.post("/v1/runs", json={"code": "say x"}).json()["id"]
-    listener.join(10)
-    assert [one["run"] for one in found] == [run]
+    made: list[str] = []
+    while listener.is_alive() and len(made) < 200:  # nothing tells when it has begun to listen
+        made.append(ada.post("/v1/runs", json={"code": "say x"}).json()["id"])
+        listener.join(0.3)
+    assert [one["run"] in made for one in found] == [True]
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "9" * 30, "1.5"])

@@ -40,7 +40,7 @@ class Served:
             pytest.fail("no server within a minute")
         self.line = self.process.stdout.readline()
         self.client = httpx.Client(
-            base_url=self.line.split()[-1], headers={"X-API-Key": self.key}, timeout=20, trust_env=False
+            base_url=self.line.split()[-1], headers={"X-API-Key": self.key}, timeout=60, trust_env=False
         )
 
     def children(self) -> dict[str, int]:
@@ -77,7 +77,7 @@ def server() -> Iterator[Served]:
     made.close()
 
 
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
+def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something that takes its time."""
     deadline = time.monotonic() + seconds
     while not check():
@@ -99,7 +99,7 @@ def test_whichever_dies_is_started_again(server: Served, name: str) -> None:
         before = server.children()
         os.kill(before[name], signal.SIGKILL)
         eventually(lambda before=before: not alive(before[name]))  # type: ignore[misc]
-        assert httpx.get(f"{server.client.base_url}/health", timeout=20, trust_env=False).status_code == 200
+        assert httpx.get(f"{server.client.base_url}/health", timeout=60, trust_env=False).status_code == 200
         eventually(lambda before=before: server.children().get(name, before[name]) != before[name])  # type: ignore[misc]
         eventually(server.ready)
         other = "api" if name == "node" else "node"
@@ -111,7 +111,7 @@ def test_a_state_directory_has_one_server(server: Served) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "ringfence.serve", "--state", str(server.state), "--port", "0"],
         capture_output=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
     assert second.returncode == 1
@@ -144,7 +144,7 @@ def test_a_signal_stops_all_of_it(number: signal.Signals) -> None:
     pids = server.children()
     server.process.send_signal(number)
     assert server.process.wait(60) == 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()))
     assert not (server.state / "node" / "node.sock").exists()
     with pytest.raises(httpx.ConnectError):
         server.client.get("/health")
@@ -156,7 +156,7 @@ def test_nothing_outlives_a_server_that_was_killed() -> None:
     server = Served()
     pids = server.children()
     server.process.kill()
-    server.process.wait(10)
+    server.process.wait(60)
     eventually(lambda: not any(alive(pid) for pid in pids.values()))
     server.close()
 

@@ -18,7 +18,7 @@ from tests.support.served import served
 @pytest.fixture(scope="module")
 def sb() -> Iterator[Sandbox]:
     """A sandbox that the commands are tried on."""
-    with served().client() as client, Sandbox.create(ttl=300, client=client) as made:
+    with served().client() as client, Sandbox.create(ttl=1200, client=client) as made:
         yield made
 
 

@@ -21,9 +21,9 @@ def test_a_detached_server_reads_the_settings_file_that_was_named() -> None:
         port = free_port()
         try:
             ringfence(folder, "serve", "--detach", "--config", "server.toml", "--state", "state", "--port", str(port))
-            answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": "sandboxes.example"}, timeout=10)
+            answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": "sandboxes.example"}, timeout=60)
             assert answer.status_code == 200, answer.text
-            other = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": "others.example"}, timeout=10)
+            other = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": "others.example"}, timeout=60)
             assert other.status_code == 421
         finally:
             ringfence(folder, "serve", "--stop", "--state", "state")

@@ -214,7 +214,7 @@ def test_a_killed_build_leaves_no_job_and_nothing_once_the_next_one_ran(registry
         argv = [sys.executable, "-m", "ringfence", "templates", "create", "x", "--image", reference]
         argv += ["--allow", slow.allow, "--state", str(directory.parent)]
         with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as builder:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not slow.asked and time.monotonic() < deadline:
                 time.sleep(0.02)
             builder.kill()

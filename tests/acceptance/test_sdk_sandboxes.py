@@ -28,7 +28,7 @@ def client() -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def sb(client: Client) -> Iterator[Sandbox]:
     """A sandbox for the tests that leave it as they found it."""
-    with Sandbox.create(ttl=300, client=client) as made:
+    with Sandbox.create(ttl=1200, client=client) as made:
         yield made
 
 
@@ -189,7 +189,7 @@ def test_a_port_inside_is_reached_through_a_tunnel(sb: Sandbox) -> None:
             "2>/dev/null && break; sleep 0.1; done")  # fmt: skip
     with sb.tunnel(8123) as tunnel:
         for _ in range(3):
-            assert urllib.request.urlopen(tunnel.url, timeout=10).read() == b"inside"
+            assert urllib.request.urlopen(tunnel.url, timeout=60).read() == b"inside"
     server.kill()
 
 
