@@ -55,7 +55,7 @@ class Served:
     def client(self, key: str | None = None, **headers: str) -> httpx.Client:
         """An HTTP client of the control plane."""
         sent = {"X-API-Key": key or self.key, **headers}
-        return httpx.Client(base_url=self.url, headers=sent, timeout=20, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=sent, timeout=60, trust_env=False)
 
     def need(self, template: str = "base") -> None:
         """Its sandboxes can be made. Where this host lacks what isolates them that is a skip, and a failure in CI."""
@@ -93,14 +93,14 @@ def serving(settings: str = "") -> Iterator[Served]:
         yield Served(url, int(url.rpartition(":")[2]), *keys, edge_port, state, nameserver)
     finally:
         child.terminate()
-        child.communicate(timeout=40)
+        child.communicate(timeout=90)
         shutil.rmtree(state, ignore_errors=True)
 
 
 def _url(child: subprocess.Popen[bytes]) -> str:
     """Where it says that it serves; nothing when it says nothing in time."""
     assert child.stdout is not None
-    said, deadline = b"", time.monotonic() + 40
+    said, deadline = b"", time.monotonic() + 90
     while time.monotonic() < deadline and b"\n" not in said:
         if select.select([child.stdout], [], [], 0.5)[0]:
             piece = os.read(child.stdout.fileno(), 4096)
@@ -123,13 +123,13 @@ def named(server: Served) -> Iterator[None]:
         yield
     finally:
         child.terminate()
-        child.wait(20)
+        child.wait(60)
 
 
 def _await_names(child: subprocess.Popen[bytes], nameserver: str) -> None:
     labels = b"".join(bytes([len(part)]) + part.encode() for part in f"api.{DOMAIN}".split("."))
     question = b"\1\1\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         asking.settimeout(0.2)
         while time.monotonic() < deadline and child.poll() is None:

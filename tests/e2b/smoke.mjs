@@ -50,7 +50,7 @@ const claims = {
     assert.equal(error.exitCode, 3)
   },
   async a_command_runs_in_the_background_and_is_joined(box) {
-    const handle = await box.commands.run('sleep 30', { background: true })
+    const handle = await box.commands.run('sleep 300', { background: true })
     const joined = await box.commands.connect(handle.pid)
     await handle.disconnect()
     assert((await box.commands.list()).some((each) => each.pid === handle.pid))
@@ -65,7 +65,7 @@ const claims = {
     assert.equal((await handle.wait()).stdout, 'got words\n')
   },
   async a_command_past_its_time_is_killed(box) {
-    assert((await raises(() => box.commands.run('sleep 30', { timeoutMs: 1000 }))) instanceof e2b.TimeoutError)
+    assert((await raises(() => box.commands.run('sleep 300', { timeoutMs: 1000 }))) instanceof e2b.TimeoutError)
   },
   async a_terminal_is_used_and_resized(box) {
     let seen = ''
@@ -109,7 +109,7 @@ const claims = {
     const found = []
     const handle = await box.files.watchDir('seen', (event) => found.push(`${event.type} ${event.name}`))
     await box.files.write('seen/new.txt', '1')
-    for (let tries = 0; tries < 100 && !found.includes('write new.txt'); tries++) await pause(50)
+    for (let tries = 0; tries < 1200 && !found.includes('write new.txt'); tries++) await pause(50)
     assert(found.includes('create new.txt') && found.includes('write new.txt'), found.join())
     await handle.stop()
   },
@@ -124,7 +124,7 @@ const claims = {
   },
   async a_kill_under_a_stream_is_told() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })
-    const handle = await other.commands.run('sleep 30', { background: true })
+    const handle = await other.commands.run('sleep 300', { background: true })
     setTimeout(() => other.kill(), 300)
     const error = await raises(() => handle.wait())
     assert(!(error instanceof e2b.CommandExitError), `${error}`)
@@ -133,7 +133,7 @@ const claims = {
   },
   async an_expiry_under_a_stream_is_told() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })
-    const handle = await other.commands.run('sleep 30', { background: true })
+    const handle = await other.commands.run('sleep 300', { background: true })
     await other.setTimeout(1000)
     const error = await raises(() => handle.wait())
     assert(!(error instanceof e2b.CommandExitError), `${error}`)

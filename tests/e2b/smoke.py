@@ -26,7 +26,7 @@ from importlib import metadata
 import e2b
 from e2b import Sandbox
 
-PATIENCE = 80.0  # seconds: by then something hangs
+PATIENCE = 200.0  # seconds: by then something hangs
 BIG = int(os.environ.get("SMOKE_BIG_MIB", "200")) << 20
 
 
@@ -130,7 +130,7 @@ def a_directory_that_is_not_there_is_named(box):
 @claim
 def a_command_runs_in_the_background_and_is_joined(box):
     """It is listed, joined by another connection, and killed."""
-    handle = box.commands.run("echo begun; sleep 30; echo never", background=True)
+    handle = box.commands.run("echo begun; sleep 300; echo never", background=True)
     mine = [each for each in box.commands.list() if each.pid == handle.pid]
     assert mine[0].cmd == "/bin/bash"
     assert mine[0].args[-1].startswith("echo begun")
@@ -161,10 +161,14 @@ def input_is_sent_and_closed(box):
 @claim
 def a_command_past_its_time_is_killed(box):
     """The client says so, and nothing of it is left."""
-    error = raises(lambda: box.commands.run("echo $$ > late.pid; sleep 30", timeout=1))
-    # The older transport counts by itself, and may be the first to say so.
-    assert isinstance(error, e2b.TimeoutException) or (VERSION < (2, 35) and "Timeout" in type(error).__name__), error
-    deadline = time.time() + 5
+    for seconds in (1, 5, 20):  # on a busy machine the first may not have begun by then
+        error = raises(lambda: box.commands.run("echo $$ > late.pid; sleep 300", timeout=seconds))  # noqa: B023
+        # The older transport counts by itself, and may be the first to say so.
+        late = isinstance(error, e2b.TimeoutException) or (VERSION < (2, 35) and "Timeout" in type(error).__name__)
+        assert late, error
+        if box.files.exists("late.pid"):
+            break
+    deadline = time.time() + 60
     pid = int(box.files.read("late.pid"))
     while [each for each in box.commands.list() if each.pid == pid]:
         assert time.time() < deadline, "it still runs"
@@ -288,7 +292,7 @@ def changes_are_seen(box):
     handle = box.files.watch_dir("seen", recursive=True)
     box.files.write("seen/below/new.txt", "1")
     box.commands.run("touch seen/touched; mv seen/touched seen/renamed; rm seen/renamed")
-    found, deadline = set(), time.time() + 5
+    found, deadline = set(), time.time() + 60
     wanted = {("below/new.txt", "create"), ("below/new.txt", "write"), ("renamed", "remove"), ("touched", "rename")}
     while not wanted <= found:
         found |= {(each.name, each.type.value) for each in handle.get_new_events()}
@@ -307,14 +311,14 @@ def signed_urls_work_without_a_client(box):
         down = box.download_url("signed.txt", use_signature=True, use_signature_expiration=60)
     else:
         down = box.download_url("signed.txt", use_signature_expiration=60)
-    assert urllib.request.urlopen(down, timeout=10).read() == b"by url"
+    assert urllib.request.urlopen(down, timeout=60).read() == b"by url"
     with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(down.replace("signature=v1_", "signature=v1_x"), timeout=10)
+        urllib.request.urlopen(down.replace("signature=v1_", "signature=v1_x"), timeout=60)
         raise AssertionError("a wrong signature was taken")
     if VERSION < (2,):
         return
     late = raises(
-        lambda: urllib.request.urlopen(box.download_url("signed.txt", use_signature_expiration=-1), timeout=10)
+        lambda: urllib.request.urlopen(box.download_url("signed.txt", use_signature_expiration=-1), timeout=60)
     )
     assert late.code == 401
     assert json.loads(late.read())["message"] == "signature is already expired"
@@ -322,7 +326,7 @@ def signed_urls_work_without_a_client(box):
     head = 'Content-Disposition: form-data; name="file"; filename="up.txt"'
     body = f"--b\r\n{head}\r\n\r\nfrom a form\r\n--b--\r\n".encode()
     kind = {"Content-Type": "multipart/form-data; boundary=b"}
-    urllib.request.urlopen(urllib.request.Request(up, body, kind, method="POST"), timeout=10)
+    urllib.request.urlopen(urllib.request.Request(up, body, kind, method="POST"), timeout=60)
     assert box.files.read("up.txt") == "from a form"
 
 
@@ -344,18 +348,18 @@ def a_server_inside_is_reached_by_its_name(box):
     box.files.write("page.txt", "by name")
     knock = "import socket; socket.create_connection(('localhost', 8000))"
     box.commands.run(f'until python3 -c "{knock}" 2>/dev/null; do sleep 0.05; done')
-    page = urllib.request.urlopen(f"https://{box.get_host(8000)}/page.txt", timeout=10)
+    page = urllib.request.urlopen(f"https://{box.get_host(8000)}/page.txt", timeout=60)
     assert page.read() == b"by name"
-    closed = raises(lambda: urllib.request.urlopen(f"https://{box.get_host(8001)}/", timeout=10))
+    closed = raises(lambda: urllib.request.urlopen(f"https://{box.get_host(8001)}/", timeout=60))
     assert closed.code == 502
     assert "port is not open" in closed.read().decode()
     if VERSION >= (2, 20):
         private = create(timeout=60, network={"allow_public_traffic": False})
-        denied = raises(lambda: urllib.request.urlopen(f"https://{private.get_host(8000)}/", timeout=10))
+        denied = raises(lambda: urllib.request.urlopen(f"https://{private.get_host(8000)}/", timeout=60))
         assert denied.code == 403
         let_in = {"E2b-Traffic-Access-Token": private.traffic_access_token}
         asked = urllib.request.Request(f"https://{private.get_host(8000)}/", headers=let_in)
-        assert raises(lambda: urllib.request.urlopen(asked, timeout=10)).code == 502
+        assert raises(lambda: urllib.request.urlopen(asked, timeout=60)).code == 502
         private.kill()
 
 
@@ -397,7 +401,7 @@ def options_that_cannot_be_honoured_are_refused(box):
 def a_kill_under_a_stream_is_told(box):
     """The stream breaks, and the sandbox is known to be gone."""
     other = create(timeout=60)
-    handle = other.commands.run("sleep 30", background=True)
+    handle = other.commands.run("sleep 300", background=True)
     threading.Timer(0.3, other.kill).start()
     error = raises(handle.wait)
     assert not isinstance(error, e2b.CommandExitException), error
@@ -413,7 +417,7 @@ def a_kill_under_a_stream_is_told(box):
 def an_expiry_under_a_stream_is_told(box):
     """The same, when its time is over."""
     other = create(timeout=60)
-    handle = other.commands.run("sleep 30", background=True)
+    handle = other.commands.run("sleep 300", background=True)
     other.set_timeout(1)
     error = raises(handle.wait)
     if VERSION >= (2, 35):

@@ -89,7 +89,7 @@ def head(box: Box, said: Said, *lines: str) -> bytes:
 
 def exchanged(box: Box, data: bytes, leave: str = "") -> bytes:
     """Send it, and all that comes back; `leave` by ending our side, or by a reset."""
-    with socket.create_connection(("127.0.0.1", box.server.port), timeout=30) as line:
+    with socket.create_connection(("127.0.0.1", box.server.port), timeout=90) as line:
         line.sendall(data)
         if leave == "reset":
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -157,7 +157,7 @@ def nothing_left(box: Box) -> Iterator[None]:
     box.run("true")
     running, before = programs(box), descriptors(box)
     yield
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         after = descriptors(box)
         more = {part: count for part, count in after.items() if count > before.get(part, 0)}
@@ -195,7 +195,7 @@ def test_input_cut_at_any_byte(box: Box) -> None:
         for way in (left, unchunked, slammed):
             for answer in every(box, FED, way):
                 assert b" 500 " not in answer, answer
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (fed := box.run("cat fed")):
         assert time.monotonic() < deadline
     assert fed == "abc" * fed.count("abc")
@@ -212,7 +212,7 @@ def test_clients_that_leave_their_streams_leave_nothing(box: Box) -> None:
         for path, message in asked.items():
             lines = []
             for _ in range(STREAMS):
-                line = socket.create_connection(("127.0.0.1", box.server.port), timeout=30)
+                line = socket.create_connection(("127.0.0.1", box.server.port), timeout=90)
                 said = streamed(path, message)
                 line.sendall(head(box, said, f"Content-Length: {len(said.body)}") + said.body)
                 lines.append(line)
@@ -237,8 +237,12 @@ def test_a_create_cut_at_any_byte_makes_nothing(server: Served, box: Box) -> Non
         return exchanged(box, heads[0] + body[:at]), exchanged(box, heads[1] + body[:at], "end")
 
     with server.client() as client, ThreadPoolExecutor(AT_ONCE) as pool:
-        before = client.get("/v2/sandboxes").json()
+
+        def there() -> set[str]:
+            return {each["sandboxID"] for each in client.get("/v2/sandboxes").json()}
+
+        before = there()
         for at, (short, broken) in enumerate(pool.map(cut, range(1, len(body))), 1):
             assert b" 400 " in short, (at, short)
             assert b" 201 " not in broken, (at, broken)
-        assert client.get("/v2/sandboxes").json() == before
+        assert there() <= before

@@ -57,13 +57,18 @@ def test_a_paused_sandbox_is_there_but_not_running(server: Served) -> None:
 @pytest.mark.parametrize("resumes", [True, False])
 def test_its_time_over_it_sleeps_and_wakes_when_it_may(server: Served, resumes: bool) -> None:
     """autoPause with files alone; autoResume has the next call wake it."""
-    options = {"autoPause": True, "autoPauseMemory": False, **({"autoResume": {"enabled": True}} if resumes else {})}
+    options = {
+        "timeout": 120,
+        "autoPause": True,
+        "autoPauseMemory": False,
+        **({"autoResume": {"enabled": True}} if resumes else {}),
+    }
     box = make(server, **options)
     try:
         box.run("echo kept > file")
         with server.client() as client:
             assert client.post(f"/sandboxes/{box.id}/timeout", json={"timeout": 0}).status_code == 204
-            deadline = time.time() + 15
+            deadline = time.time() + 60
             while state(box) != "paused":
                 assert time.time() < deadline
                 time.sleep(0.05)

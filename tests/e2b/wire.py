@@ -53,7 +53,7 @@ class Box:
 
     def client(self, token: str | None = "", **more: str) -> httpx.Client:
         """A client of its services."""
-        return httpx.Client(base_url=self.server.url, headers=self.routed(token, **more), timeout=20, trust_env=False)
+        return httpx.Client(base_url=self.server.url, headers=self.routed(token, **more), timeout=60, trust_env=False)
 
     def call(self, path: str, message: Any, **headers: str) -> httpx.Response:
         """A unary call."""
@@ -83,7 +83,7 @@ class Box:
         head += f"Content-Type: {kind}\r\nConnection: close\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in self.routed().items())
         head += f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=60) as connection:
             connection.sendall(head.encode() + body)
             connection.shutdown(socket.SHUT_WR)
             found = b""
@@ -100,6 +100,6 @@ class Box:
 def make(server: Served, key: str | None = None, **body: Any) -> Box:
     """A new sandbox."""
     with server.client(key) as client:
-        answer = client.post("/v2/sandboxes", json={"templateID": "base", "timeout": 120, **body})
+        answer = client.post("/v2/sandboxes", json={"templateID": "base", "timeout": 900, **body})
     assert answer.status_code == 201, answer.text
     return Box(server, answer.json())

@@ -138,12 +138,12 @@ class Server:
     def close(self) -> None:
         """Stop everything."""
         self._server.should_exit = True
-        self._serving.result(30)
+        self._serving.result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self.store.close()
         self._node.terminate()
-        assert self._node.wait(30) == 0
+        assert self._node.wait(60) == 0
         shutil.rmtree(self.place, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -164,8 +164,8 @@ class Sandbox:
 
     def run(self, code: str, timeout: float = 90, **fields: Any) -> Execution:
         """POST /execute, with every line checked: JSON, ASCII, never empty, whole at its end."""
-        done = Execution()
-        with self.http.stream("POST", "/execute", json={"code": code, **fields}, timeout=timeout) as answer:
+        done, patience = Execution(), httpx.Timeout(90, read=timeout)
+        with self.http.stream("POST", "/execute", json={"code": code, **fields}, timeout=patience) as answer:
             assert answer.status_code == 200, answer.read()
             for line in answer.iter_lines():
                 assert line.isascii()

@@ -45,7 +45,7 @@ const claims = {
   },
 }
 
-const box = await Sandbox.create({ timeoutMs: 120_000 })
+const box = await Sandbox.create({ timeoutMs: 600_000 })
 let failed = 0
 try {
   for (const [name, claim] of Object.entries(claims)) {

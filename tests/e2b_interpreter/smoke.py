@@ -55,16 +55,20 @@ def it_tells_errors(box):
 
 def it_streams(box):
     """Callbacks are called as output comes."""
-    out, err, results = [], [], []
-    box.run_code(
-        "import sys, time\nprint('early')\ntime.sleep(0.7)\nprint('late', file=sys.stderr)\ndisplay('shown')",
-        on_stdout=lambda message: out.append((message.line, time.monotonic())),
-        on_stderr=lambda message: err.append((message.line, time.monotonic())),
-        on_result=lambda result: results.append(result.text),
-    )
-    assert [out[0][0], err[0][0]] == ["early\n", "late\n"]
-    assert err[0][1] - out[0][1] > 0.35, (out, err)
-    assert results == ["shown"]
+    for seconds in (0.7, 5, 20):  # on a busy machine both may come late, and together
+        out, err, results = [], [], []
+        box.run_code(
+            "import sys, time\nprint('early')\n"
+            f"time.sleep({seconds})\nprint('late', file=sys.stderr)\ndisplay('shown')",
+            on_stdout=lambda message: out.append((message.line, time.monotonic())),  # noqa: B023
+            on_stderr=lambda message: err.append((message.line, time.monotonic())),  # noqa: B023
+            on_result=lambda result: results.append(result.text),  # noqa: B023
+        )
+        assert [out[0][0], err[0][0]] == ["early\n", "late\n"]
+        assert results == ["shown"]
+        if err[0][1] - out[0][1] > seconds / 2:
+            return
+    raise AssertionError((out, err))
 
 
 def it_shows_plots(box):
@@ -147,7 +151,7 @@ CLAIMS = [value for name, value in list(globals().items()) if name.startswith("i
 def main() -> int:
     """One line for each claim."""
     make = Sandbox.create if hasattr(Sandbox, "create") else Sandbox
-    box = make(timeout=120, envs={"OF_SANDBOX": "1"})
+    box = make(timeout=600, envs={"OF_SANDBOX": "1"})
     failed = 0
     try:
         for claim in CLAIMS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -46,10 +45,8 @@ def test_a_client_that_leaves_interrupts(victim: Sandbox, language: str, code: s
     victim.run(keep, language=language)
     with pytest.raises(httpx.ReadTimeout):
         victim.run(code, timeout=0.7, language=language)
-    began = time.monotonic()
     done = victim.run(ask, language=language)
-    assert (done.text or done.printed().strip()) == "1"
-    assert time.monotonic() - began < 2.5
+    assert (done.text or done.printed().strip()) == "1"  # a kernel that had to be ended would not know it
 
 
 @pytest.mark.parametrize(

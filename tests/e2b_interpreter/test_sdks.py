@@ -45,7 +45,7 @@ def server() -> Iterator[Served]:
 
 def claims(words: list[str], env: dict[str, str]) -> dict[str, str | None]:
     """Run a smoke program; what each of its claims raised."""
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=110, check=False, cwd="/")
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=230, check=False, cwd="/")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     errors = {line["claim"]: line["error"] for line in lines}
     whole = lines and done.returncode == sum(error is not None for error in errors.values())
@@ -85,7 +85,8 @@ def test_javascript(server: Served, version: str, domain: bool) -> None:
 
 def kernels(box: Box) -> list[int]:
     """Those that run, as our own API lists them."""
-    with httpx.Client(base_url=box.server.url, headers={"Authorization": f"Bearer {box.server.key}"}) as client:
+    headers = {"Authorization": f"Bearer {box.server.key}"}
+    with httpx.Client(base_url=box.server.url, headers=headers, timeout=60) as client:
         listed = client.get(f"/v1/sandboxes/{box.id}/processes").raise_for_status().json()["processes"]
     return [each["pid"] for each in listed if each["running"]]
 
