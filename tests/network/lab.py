@@ -68,7 +68,7 @@ class Namespace:
 
     def run(self, call: Callable[[], T]) -> T:
         """Do something in it."""
-        return self._thread.submit(call).result(60)
+        return self._thread.submit(call).result(150)
 
     def start(self, call: Callable[[], T]) -> Future[T]:
         """Do something in it for long."""
@@ -85,7 +85,7 @@ class Namespace:
 
     def command(self, *argv: str) -> str:
         """A program, in it."""
-        return self.run(lambda: subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout)
+        return self.run(lambda: subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False).stdout)
 
     def close(self) -> None:
         """Leave it; with its last socket it is gone."""
@@ -233,13 +233,16 @@ class Capture:
 
         self._socket = space.run(listening)
         self._open = True
+        self._passed = threading.Event()  # nothing came for a tenth of a second
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
         while self._open:
-            with contextlib.suppress(TimeoutError):
+            try:
                 self.frames.append(self._socket.recv(65_535))
+            except TimeoutError:
+                self._passed.set()
 
     def destinations(self) -> set[str]:
         """protocol and address of every IP packet in it; other kinds of frame by their number, but for ARP."""
@@ -252,6 +255,12 @@ class Capture:
             elif kind != 0x0806:
                 found.add(f"frame {kind:#06x}")
         return found - {str(UPLINK), str(BEYOND)}
+
+    def settled(self) -> set[str]:
+        """The same, once all that was there has been taken up: frames wait in the socket while we are not scheduled."""
+        self._passed.clear()
+        self._passed.wait(60)
+        return self.destinations()
 
     def clear(self) -> None:
         """Forget what was seen."""
@@ -287,11 +296,11 @@ class Sandbox:
         """Its own address."""
         return str(self._lab.network._router.address_of(self.id))
 
-    def connection(self, address: str, port: int, timeout: float = 5.0) -> socket.socket:
+    def connection(self, address: str, port: int, timeout: float = 30.0) -> socket.socket:
         """A connection from inside it."""
         return self.space.run(lambda: socket.create_connection((address, port), timeout))
 
-    def resolve(self, name: str, kind: int = 1, timeout: float = 5.0, *, edns: bool = True) -> bytes:
+    def resolve(self, name: str, kind: int = 1, timeout: float = 30.0, *, edns: bool = True) -> bytes:
         """Ask its resolver, as any program would."""
         labels = b"".join(bytes([len(x)]) + x.encode("latin-1") for x in name.split("."))
         query = struct.pack(">HHHHHH", 7, 0x100, 1, 0, 0, int(edns)) + labels + b"\0" + struct.pack(">HH", kind, 1)
@@ -356,7 +365,7 @@ class Lab:
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine where the node would: on the host's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(150)
 
     def _certify(self, key: Path) -> None:
         words = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
@@ -409,7 +418,7 @@ class Lab:
             sandbox.close()
         self.do(self.network.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._running.result(10)
+        self._running.result(150)
         self.host.run(self._loop.close)
         self.capture.close()
         self.inner.close()

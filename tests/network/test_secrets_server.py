@@ -78,7 +78,7 @@ class Place:
 
     def told(self, subject: str, kind: str, count: int = 1) -> list[dict[str, Any]]:
         """Events of a kind about a sandbox or run, once there are so many."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             found = [e.data for e in self.run(lambda: self.client.why(subject)).events if e.type == kind]
             if len(found) >= count:
