@@ -153,7 +153,7 @@ class Box:
     """A live sandbox over plain HTTP."""
 
     def __init__(self, http: httpx.Client, **fields: Any) -> None:
-        answer = http.post("/v1/sandboxes", json={"template": "base", "ttl_seconds": 300, **fields})
+        answer = http.post("/v1/sandboxes", json={"template": "base", "ttl_seconds": 1200, **fields})
         assert answer.status_code == 201, answer.text
         self.http = http
         self.info: dict[str, Any] = answer.json()

@@ -138,7 +138,7 @@ def test_a_killed_part_leaves_no_gate_and_no_router(victim: str) -> None:
             os.kill(pid, signal.SIGKILL)
         assert wait_for(lambda: gate not in ledger.gates_of(instance))
         if victim == "ringfence serve":
-            server.process.wait(10)
+            server.process.wait(60)
             assert wait_for(lambda: not ledger.routers_of(server.state))
             server.restart()
         assert wait_for(lambda: networked(server), 60)
@@ -153,7 +153,7 @@ def test_a_killed_server_leaves_no_program_behind() -> None:
         begin(server)
         assert server.process is not None
         server.process.send_signal(signal.SIGKILL)
-        server.process.wait(10)
+        server.process.wait(60)
         assert wait_for(lambda: not sleepers(server))
         server.restart()
         assert wait_for(lambda: works(server), 60)

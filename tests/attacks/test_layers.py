@@ -53,7 +53,7 @@ def from_outside(node: Node) -> list[str]:
     sandbox = node.claim()
     request = {"op": "exec", "argv": ["sleep", "20"]}
     threading.Thread(target=lambda: node.perform(sandbox, request), daemon=True).start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     seen = outside.everyone(sandbox.started.pid)
     while not any(one.comm == "sleep" for one in seen) and time.monotonic() < deadline:
         seen = outside.everyone(sandbox.started.pid)

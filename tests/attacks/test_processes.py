@@ -38,7 +38,7 @@ def test_a_daemon_does_not_survive_its_run(held: Held, server: OwnServer) -> Non
 def survivors(server: OwnServer, _: str) -> list[int]:
     """Processes of one-shot sandboxes that are still there after a while: none but the warm and idle ones' agents."""
     instance = ledger.instance_of(server.state)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         busy = [pid for pid in ledger.pids() if f"/ringfence/{instance}/s" in ledger.group_of(pid) and stubborn(pid)]
         if not busy or time.monotonic() > deadline:

@@ -63,7 +63,7 @@ def test_running_out_of_memory_is_reported_and_given_back(run: Run) -> None:
     before = available()
     ran = run("x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096])", limits={"memory_bytes": 64 * MIB})
     assert ran["exit"]["how"] == "out_of_memory"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while available() < before - 128 * MIB and time.monotonic() < deadline:
         time.sleep(0.2)
     assert available() >= before - 128 * MIB
@@ -136,7 +136,7 @@ def test_control_groups_cannot_be_reached(held: Held) -> None:
 def test_an_idle_sandbox_is_stopped(http: httpx.Client) -> None:
     """A sandbox with a hard limit on idleness is gone after it."""
     made = http.post("/v1/sandboxes", json={"template": "base", "limits": {"idle_hard_seconds": 1}}).json()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while http.get(f"/v1/sandboxes/{made['id']}").json().get("state") == "running" and time.monotonic() < deadline:
         time.sleep(0.5)
     assert http.get(f"/v1/sandboxes/{made['id']}").json().get("state") != "running"

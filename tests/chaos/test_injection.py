@@ -112,7 +112,7 @@ async def injecting(pid: int, call: str, what: str, when: int) -> AsyncIterator[
         ]
         tracer = await asyncio.create_subprocess_exec(*words, "-p", str(pid), stderr=subprocess.DEVNULL)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while "TracerPid:\t0" in ledger._text(f"/proc/{pid}/status"):  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.005)
             yield log
@@ -132,7 +132,7 @@ async def outcome(jail: Jail) -> dict[str, Any]:
     """Start a sandbox and look; what was refused says why."""
     spec = JAIL.spec("chaos", SMALL)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             started = await jail.start(spec)
             seen = await look(started)
     except SandboxRefused as refusal:
@@ -204,7 +204,7 @@ async def test_a_call_of_the_launcher_that_fails(call: str, what: str) -> None:
 
 def orphans() -> list[str]:
     """Launchers and zygotes whose node is gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         left = [
             ledger._text(f"/proc/{pid}/cmdline")

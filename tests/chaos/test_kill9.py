@@ -61,7 +61,7 @@ def victims(server: OwnServer, kind: str) -> list[int]:
 
 def strike(server: OwnServer, kind: str, dice: random.Random) -> None:
     """Kill one of a kind; when there is none just now, look again for a while."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = victims(server, kind)
         if found:
@@ -77,7 +77,7 @@ def strike(server: OwnServer, kind: str, dice: random.Random) -> None:
 def restarted(server: OwnServer, load: Load) -> None:
     """An operator's part, when the parent itself was killed: start it again on the same state."""
     if server.process is not None:
-        server.process.wait(10)
+        server.process.wait(60)
     until = time.monotonic() + BACK_SECONDS
     while True:  # the lock is free once the last of the old ones is gone
         try:
@@ -116,7 +116,7 @@ def unowned(server: OwnServer) -> list[str]:
     """Processes in this server's groups that are no descendants of it."""
     instance = ledger.instance_of(server.state)
     assert server.process is not None
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while True:
         in_groups = {pid for pid in ledger.pids() if f"/ringfence/{instance}/" in ledger.group_of(pid)}
         left = in_groups - set(ledger.tree(server.process.pid))
@@ -128,7 +128,7 @@ def unowned(server: OwnServer) -> list[str]:
 
 def stuck(client: httpx.Client) -> list[str]:
     """Runs and sandboxes that are neither alive nor ended."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         runs = client.get("/v1/runs", params={"limit": 100}).json()["runs"]
         boxes = client.get("/v1/sandboxes", params={"limit": 100}).json()["sandboxes"]

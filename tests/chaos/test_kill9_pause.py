@@ -32,7 +32,7 @@ LOST = {"node_lost", "sandbox_lost"}
 
 def made(server: OwnServer, data: bytes) -> str:
     """A sandbox with a file in it, once the server is there."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             with asker(server) as client:
@@ -64,7 +64,7 @@ def goes_to_and_fro(server: OwnServer, name: str, stop: threading.Event, wrong: 
 
 def settled(client: httpx.Client, name: str, data: bytes) -> str:
     """What became of it: with its file, or with a reason."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         found = client.get(f"/v1/sandboxes/{name}").json()
         if found["state"] == "paused":
@@ -118,8 +118,8 @@ def test_what_is_paused_outlives_everything(server: OwnServer) -> None:
     for pid in ledger.tree(server.process.pid):
         with contextlib.suppress(ProcessLookupError):  # its parent's death was its own
             os.kill(pid, 9)
-    server.process.wait(10)
-    until = time.monotonic() + 30
+    server.process.wait(60)
+    until = time.monotonic() + 60
     while True:  # the lock is free once the last of the old ones is gone
         try:
             server.restart()

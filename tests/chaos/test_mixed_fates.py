@@ -139,7 +139,7 @@ def parts(server: OwnServer) -> dict[str, ledger.Process]:
 
 def quiet(server: OwnServer) -> None:
     """Wait until no sandbox is being ended and every pool has what it wants."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     headers = {"Authorization": f"Bearer {server.key}"}
     with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
         while time.monotonic() < deadline:

@@ -22,7 +22,7 @@ from ringfence.guest.context import Context, Op
 from ringfence.guest.loop import Loop
 from ringfence.guest.stream import Channel, Stream
 
-PATIENCE = 10.0  # seconds until a test gives up; nothing is timed with it
+PATIENCE = 60.0  # seconds until a test gives up; nothing is timed with it
 OPS: dict[str, Op] = {**files.OPS, **watch.OPS, **tunnel.OPS}
 
 

@@ -88,7 +88,7 @@ class Node:
         self.do(self.supervisor.close())
         self.do(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     def __enter__(self) -> Self:

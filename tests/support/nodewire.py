@@ -21,7 +21,7 @@ from ringfence.runtimes.base import Runtime
 from ringfence.runtimes.fake import Fake
 from ringfence.templates.catalog import Built, Catalog
 
-PATIENCE = 20.0  # seconds until a test gives up; nothing is timed with it
+PATIENCE = 60.0  # seconds until a test gives up; nothing is timed with it
 
 
 def fields_of(limits: Limits) -> dict[str, Any]:

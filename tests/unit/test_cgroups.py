@@ -150,7 +150,7 @@ def test_a_busy_group_is_removed(work: Bench) -> None:
     name = work.create()
     program = work.run(name, STUBBORN)
     assert program.line() == "hidden"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(work.groups.pids(name)) > 3 and time.monotonic() < deadline:
         time.sleep(0.01)  # a parent that it left may be still on its way out
     assert len(work.groups.pids(name)) == 3
@@ -170,7 +170,7 @@ while True:
     program = work.run(work.create(), code)
     assert program.line() == "up"
     work.groups.kill("s1")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while work.groups.pids("s1") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert work.groups.pids("s1") == []

@@ -144,5 +144,5 @@ async def test_a_directory_or_a_pipe_in_its_place_is_no_file(place: tuple[Path, 
         path.unlink() if path.is_file() else os.rmdir(path)
         make(path)
         with pytest.raises((PlatformFault, RingfenceError)):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await anext(shelf.reading(row))

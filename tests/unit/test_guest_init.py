@@ -17,7 +17,7 @@ from ringfence.guest.init import STREAM, Init, answer
 from ringfence.guest.plan import CHANNEL_FD
 
 both = pytest.mark.parametrize("machine", [True, False], ids=["machine", "plain loop"])
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def told(machine: bool, interpreter: Callable[[], None]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_megabytes_survive_both_ways_at_once(host: Host, listener: socket.socket
     reply.send(data)
     reply.close_input()
     assert reply.answer(60) == {}
-    program.join(10)
+    program.join(60)
     assert got == [data]
     assert reply.out == data
 
