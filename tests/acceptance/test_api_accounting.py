@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import msgspec
@@ -13,9 +15,10 @@ import pytest
 
 from ringfence import wire
 from ringfence.domain.sandbox import new_id
+from ringfence.engine.link import CONTROL_HELD
 from ringfence.engine.policy import RUN_LABEL
 from tests.support.fakeapi import FakeApi
-from tests.support.fakenode import DEFAULTS, FakeSandbox
+from tests.support.fakenode import DEFAULTS, FakeSandbox, Stream
 
 
 @pytest.fixture
@@ -224,6 +227,49 @@ def test_more_events_than_can_be_followed_lose_no_sandbox(api: FakeApi) -> None:
         eventually(lambda: len(api.node.listeners) == 1)
         api.loop.call_soon_threadsafe(lambda: api.node.fail(kept, how=None, reason=""))
         eventually(lambda: client.get(f"/v1/sandboxes/{kept}").json()["state"] == "failed")
+
+
+def flood(api: FakeApi) -> None:
+    """More words of the node than may wait to be heard; returns when whoever listened has given up."""
+    before, about = api.node.cancelled, FakeSandbox({"tenant": "ada", "template": "base", "labels": {}}, 100)
+    api.loop.call_soon_threadsafe(lambda: api.node.emit("limit", about, reason="x" * (CONTROL_HELD + 1)))
+    eventually(lambda: api.node.cancelled > before)
+
+
+def test_whoever_fell_behind_listens_before_it_asks(api: FakeApi) -> None:
+    """What ends between the node's answer and the next event heard is in neither, and would be missed."""
+    listening: list[int] = []
+    listing = api.node.verb_list
+
+    async def looked(stream: Stream, ask: dict[str, Any], guest: bytes) -> None:
+        listening.append(len(api.node.listeners))
+        await listing(stream, ask, guest)
+
+    api.node.verb_list = looked  # type: ignore[method-assign]
+    flood(api)
+    eventually(lambda: listening)
+    assert listening[0] == 1
+
+
+def test_falling_behind_while_a_node_comes_up_ends_no_listening(api: FakeApi) -> None:
+    """Before it may be used by all it is listened to already, and goes on being when that was too much at first."""
+    go, listing = asyncio.Event(), api.node.verb_list
+
+    async def slowly(stream: Stream, ask: dict[str, Any], guest: bytes) -> None:
+        await go.wait()
+        await listing(stream, ask, guest)
+
+    api.node.verb_list = slowly  # type: ignore[method-assign]
+    api.do(api.node.stop())
+    (api.place / "node.sock").unlink(missing_ok=True)
+    eventually(lambda: not api.engine.node.linked)
+    api.do(api.node.start(api.place / "node.sock"))
+    eventually(lambda: len(api.node.listeners) == 1)
+    flood(api)
+    time.sleep(0.5)
+    api.loop.call_soon_threadsafe(go.set)
+    api.do(api.engine.node.wait_up(60))
+    eventually(lambda: len(api.node.listeners) == 1)
 
 
 def test_start_stop_races_have_one_winner(api: FakeApi) -> None:

@@ -109,13 +109,13 @@ class Engine:
 
     async def _follow(self) -> None:
         """Follow the node's events. Fallen behind, agree with the node and follow on; a lost node starts this anew."""
+        await self.ledger.follow()
         while True:
-            await self.ledger.follow()
             await asyncio.sleep(FOLLOW_AGAIN_SECONDS)
-            if not self.node.connected:
+            if not self.node.linked:
                 return
-            with contextlib.suppress(RingfenceError, TimeoutError):
-                await self.ledger.reconcile()
+            with contextlib.suppress(TimeoutError):
+                await self.ledger.follow(agree=True)
 
     async def _reconcile(self) -> None:
         if self.node.connected:

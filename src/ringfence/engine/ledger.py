@@ -230,11 +230,16 @@ class Ledger:
 
     # --- what the node reports ---
 
-    async def follow(self) -> None:
-        """Take the node's events until its connection is lost or they come faster than they are taken."""
+    async def follow(self, *, agree: bool = False) -> None:
+        """Take the node's events until its connection is lost or they come faster than they are taken.
+
+        With `agree` it is first agreed with: after its events are heard, or what ended in between would be missed.
+        """
         reader = Reader()
         try:
             self._node.open(reader, {"verb": "events"})
+            if agree:
+                await self.reconcile()
             while (item := await reader.next()) is not None:
                 if item[0] == frames.CONTROL:
                     self._seen(decode_node(item[1], NodeEventMessage).event)

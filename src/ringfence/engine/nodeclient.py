@@ -17,7 +17,7 @@ from ringfence.engine.link import Collector, Link, NodeStream, open_of
 from ringfence.guest import frames
 
 FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
+LONGEST_PAUSE: Final = 0.5  # well within the patience below: who waits must not wait for a try that comes too late
 ANSWER_SECONDS: Final = 120.0  # no verb but `run`, `open` and `events` takes longer, stopping under load included
 PATIENCE: Final = 2.0  # how long a new request waits for a node that is coming back
 _log: Final = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ class NodeClient:
     def connected(self) -> bool:
         """True while requests can be sent."""
         return self._up.is_set()
+
+    @property
+    def linked(self) -> bool:
+        """True while there is a connection, also when it may not be used by all yet."""
+        return self._link is not None and self._link.alive
 
     async def run(self) -> None:
         """Keep a connection until cancelled."""
