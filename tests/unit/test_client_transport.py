@@ -42,6 +42,18 @@ def fall_silent(_connection: socket.socket, _request: bytes) -> None:
     time.sleep(1.5)
 
 
+def tell(*events: bytes, after: float = 0.0) -> Act:
+    """Begin a stream of events after a while, and then have no more of them until the client leaves."""
+
+    def act(connection: socket.socket, _request: bytes) -> None:
+        time.sleep(after)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + b"".join(events))
+        with contextlib.suppress(OSError):
+            connection.recv(1)
+
+    return act
+
+
 def stream(*lines: bytes) -> Act:
     """Answer with lines and then hang up."""
     return answer(200, b"".join(line + b"\n" for line in lines), "application/x-ndjson")
@@ -90,7 +102,7 @@ def playing(*acts: Act) -> Iterator[tuple[Server, Client]]:
     """A server that plays these acts, and a client of it."""
     server = Server(*acts)
     try:
-        with Client(server.url, "rf_key", timeout=5) as client:
+        with Client(server.url, "rf_key", timeout=60) as client:
             yield server, client
     finally:
         server.close()
@@ -122,7 +134,7 @@ def test_nobody_listening_is_unreachable_with_advice() -> None:
     """A connection refused is reported as such, after a second's patience."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}", timeout=5) as client, pytest.raises(Unreachable) as raised:
+    with Client(f"http://127.0.0.1:{port}", timeout=60) as client, pytest.raises(Unreachable) as raised:
         client.status()
     assert "ringfence serve" in raised.value.remediation
 
@@ -131,6 +143,13 @@ def test_a_silent_server_meets_the_deadline() -> None:
     """A call given a deadline does not wait longer for a server that never answers."""
     with playing(fall_silent) as (_, client), pytest.raises(DeadlineExceeded):
         client.status(deadline=0.2)
+
+
+def test_silence_counts_once_an_answer_has_begun() -> None:
+    """Who asks for what is kept gets it from a busy server too, and hears after a moment that there was no more."""
+    event = b'id: 1\ndata: {"id": 1, "type": "run.finished", "time": 0}\n\n'
+    with playing(tell(event, after=1.0)) as (_, client):
+        assert [each.id for each in client.events("0", quiet=0.3)] == [1]
 
 
 def test_the_key_is_sent_and_a_refusal_comes_back_as_its_class() -> None:
@@ -186,7 +205,7 @@ def test_events_resume_after_a_broken_connection_from_the_last_one_seen() -> Non
     def event(number: int) -> bytes:
         return b'id: %d\ndata: {"id":%d,"type":"t","time":1}\n\n' % (number, number)
 
-    acts = [answer(200, event(1), "text/event-stream"), answer(200, event(2), "text/event-stream"), fall_silent]
+    acts = [answer(200, event(1), "text/event-stream"), answer(200, event(2), "text/event-stream"), tell()]
     with playing(*acts) as (server, client):
         seen = [event.id for event in client.events(quiet=0.3)]
     assert seen == [1, 2]

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Final
 
 import httpx
+from httpx import Response
 
 from ringfence.client.errors import DeadlineExceeded
 
 CONNECT_SECONDS: Final = 10.0  # a listening server accepts at once; longer means nobody is there
+HEAD_SECONDS: Final = 60.0  # where only silence is bounded: for an answer to begin, on however busy a machine
 PAUSES: Final = (0.05, 0.2, 0.8)  # before the second, third and fourth try: together about a second, a restart's length
 
 
@@ -36,8 +38,14 @@ class Deadline:
     def httpx(self) -> httpx.Timeout:
         """The same as httpx wants it. It bounds each wait; `left` between reads bounds their sum."""
         left = self.left()
-        least = min((seconds for seconds in (left, self._silence) if seconds is not None), default=None)
-        return httpx.Timeout(left, read=least, connect=CONNECT_SECONDS if left is None else min(left, CONNECT_SECONDS))
+        read = HEAD_SECONDS if left is None and self._silence is not None else left
+        return httpx.Timeout(left, read=read, connect=CONNECT_SECONDS if left is None else min(left, CONNECT_SECONDS))
+
+    def listen(self, response: Response) -> None:
+        """Silence counts from here on: until an answer begins its server is at work, which is not to have no more."""
+        if self._silence is not None:
+            waits = response.request.extensions["timeout"]
+            waits["read"] = self._silence if waits["read"] is None else min(self._silence, waits["read"])
 
     def pauses(self) -> Iterator[float]:
         """Waits before each further try, as long as they fit."""

@@ -105,6 +105,7 @@ class AsyncTransport:
             call.method, call.path, params=call.params, headers=call.headers, content=body, timeout=deadline.httpx()
         )
         response = await self._http.send(request, stream=True)
+        deadline.listen(response)
         if whole or response.is_error:
             await response.aread()  # closes it, also when it fails
         if response.is_error:

@@ -107,6 +107,7 @@ class Transport:
             call.method, call.path, params=call.params, headers=call.headers, content=body, timeout=deadline.httpx()
         )
         response = self._http.send(request, stream=True)
+        deadline.listen(response)
         if whole or response.is_error:
             response.read()  # closes it, also when it fails
         if response.is_error:
