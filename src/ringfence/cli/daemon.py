@@ -23,8 +23,8 @@ from ringfence.client import Client, DeadlineExceeded, Unreachable
 from ringfence.config import ServerSettings
 from ringfence.domain.errors import Conflict, NotFound, PlatformFault, RingfenceError
 
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 20.0
+START_SECONDS: Final = 90.0  # the server itself gives its parts a minute
+STOP_SECONDS: Final = 60.0  # the server itself gives its node half a minute, after the api
 POLL_SECONDS: Final = 0.05
 LOG_TAIL: Final = 2000
 
