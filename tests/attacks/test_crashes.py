@@ -76,7 +76,7 @@ def sleepers(server: OwnServer) -> list[int]:
     return found
 
 
-def wait_for(condition: object, seconds: float = 30) -> bool:
+def wait_for(condition: object, seconds: float = 120) -> bool:
     """Whether it came true in time."""
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -105,9 +105,10 @@ def test_a_killed_part_takes_its_sandboxes_along_and_the_server_recovers(own: Ow
     victims = named(own, victim)
     assert victims
     for pid in victims:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # one may be another's child
+            os.kill(pid, signal.SIGKILL)
     assert wait_for(lambda: not sleepers(own))
-    assert wait_for(lambda: works(own), 60)
+    assert wait_for(lambda: works(own))
 
 
 def networked(server: OwnServer) -> bool:
@@ -135,13 +136,14 @@ def test_a_killed_part_leaves_no_gate_and_no_router(victim: str) -> None:
         assert wait_for(lambda: len(ledger.routers_of(server.state)) == 1)
         assert server.process is not None
         for pid in [server.process.pid] if victim == "ringfence serve" else named(server, victim):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert wait_for(lambda: gate not in ledger.gates_of(instance))
         if victim == "ringfence serve":
             server.process.wait(60)
             assert wait_for(lambda: not ledger.routers_of(server.state))
             server.restart()
-        assert wait_for(lambda: networked(server), 60)
+        assert wait_for(lambda: networked(server))
         assert wait_for(lambda: len(ledger.gates_of(instance)) == 1)
     assert ledger.settle(server.state, before) == []
 
@@ -156,7 +158,7 @@ def test_a_killed_server_leaves_no_program_behind() -> None:
         server.process.wait(60)
         assert wait_for(lambda: not sleepers(server))
         server.restart()
-        assert wait_for(lambda: works(server), 60)
+        assert wait_for(lambda: works(server))
     assert ledger.settle(server.state, before) == []
 
 
@@ -169,7 +171,8 @@ def test_a_node_killed_while_it_starts_sandboxes_leaves_nothing(own: OwnServer, 
         thread.start()
     time.sleep(delay)
     for pid in named(own, "ringfence.node"):
-        os.kill(pid, signal.SIGKILL)
-    assert wait_for(lambda: works(own), 60)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: works(own))
     for thread in threads:
         thread.join(60)

@@ -51,7 +51,7 @@ CONTAINED = ("host-secrets", "network", "devices")
 def from_outside(node: Node) -> list[str]:
     """What the host sees to be wrong with a sandbox of this node."""
     sandbox = node.claim()
-    request = {"op": "exec", "argv": ["sleep", "20"]}
+    request = {"op": "exec", "argv": ["sleep", "600"]}
     threading.Thread(target=lambda: node.perform(sandbox, request), daemon=True).start()
     deadline = time.monotonic() + 60
     seen = outside.everyone(sandbox.started.pid)

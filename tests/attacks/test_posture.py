@@ -28,7 +28,7 @@ from tests.support.node import Node
 
 pytestmark = pytest.mark.row(83, 113)
 
-LINGER = "import threading, time; threading.Thread(target=time.sleep, args=(30,)).start(); print('x'); time.sleep(30)"
+LINGER = "import threading, time; threading.Thread(target=time.sleep, args=(300,)).start(); print('x'); time.sleep(300)"
 
 
 RUNTIMES = ("jail", "container")
@@ -84,7 +84,7 @@ def settled(sandbox: Live, tenants: int) -> list[outside.Seen]:
     while True:
         seen = outside.everyone(sandbox.started.pid)
         mature = sum(one.who == "tenant" and one.oom_score_adj == 1000 for one in seen)
-        if mature >= tenants or time.monotonic() > deadline:
+        if (mature >= tenants and any(one.who == "agent" for one in seen)) or time.monotonic() > deadline:
             return seen
         time.sleep(0.1)
 
@@ -119,14 +119,14 @@ def test_a_lone_run_is_under_every_layer(node: Node) -> None:
 def test_a_second_program_runs_under_every_layer(node: Node, live: Live) -> None:
     """A program that is exec'd later has the same posture, and so has the first one's successor."""
     node.perform(live, {"op": "exec", "argv": ["true"]})
-    start(node, live, {"op": "exec", "argv": ["sleep", "30"]})
-    start(node, live, {"op": "exec", "shell": "sleep 30; true"})
+    start(node, live, {"op": "exec", "argv": ["sleep", "600"]})
+    start(node, live, {"op": "exec", "shell": "sleep 600; true"})
     assert wrong_with(node, live, settled(live, 3)) == []
 
 
 def test_a_program_on_a_terminal_runs_under_every_layer(node: Node, live: Live) -> None:
     """A terminal adds its own descriptors and nothing else."""
-    start(node, live, {"op": "exec", "argv": ["sleep", "30"], "pty": {"cols": 80, "rows": 24}})
+    start(node, live, {"op": "exec", "argv": ["sleep", "600"], "pty": {"cols": 80, "rows": 24}})
     assert wrong_with(node, live, settled(live, 1)) == []
 
 
@@ -135,7 +135,7 @@ def test_two_sandboxes_share_nothing(node: Node, live: Live) -> None:
     other = node.claim()
     try:
         for sandbox in (live, other):
-            start(node, sandbox, {"op": "exec", "argv": ["sleep", "30"]})
+            start(node, sandbox, {"op": "exec", "argv": ["sleep", "600"]})
         first, second = settled(live, 1), settled(other, 1)
         assert expected.shared(first[-1], second[-1]) == []
     finally:
@@ -166,7 +166,7 @@ def test_a_setuid_copy_helps_nobody_on_the_host(node: Node, live: Live) -> None:
 def test_a_sandbox_dies_with_its_agent(node: Node) -> None:
     """Killing process 1 from the host takes every program of the sandbox with it."""
     sandbox = node.claim()
-    start(node, sandbox, {"op": "exec", "argv": ["sleep", "60"]})
+    start(node, sandbox, {"op": "exec", "argv": ["sleep", "600"]})
     members = [pid for pid in outside.members(sandbox.started.pid) if settled(sandbox, 1)]
     os.kill(sandbox.started.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -178,7 +178,7 @@ def test_a_sandbox_dies_with_its_agent(node: Node) -> None:
 def test_nothing_is_left_of_a_stopped_sandbox(node: Node) -> None:
     """When stop has answered, its processes and its control groups are gone."""
     sandbox = node.claim()
-    start(node, sandbox, {"op": "exec", "argv": ["sleep", "60"]})
+    start(node, sandbox, {"op": "exec", "argv": ["sleep", "600"]})
     members = [one.status["Pid"] for one in settled(sandbox, 1)]
     node.release(sandbox)
     assert [pid for pid in members if os.path.exists(f"/proc/{pid}")] == []
@@ -192,7 +192,7 @@ EXPECTED = {"container": {tools.TOOL}, "gvisor": {tools.TOOL, tools.GOFER, tools
 def ringed(tooled: Node) -> Iterator[Live]:
     """A sandbox of such a node, with a program in it."""
     sandbox = tooled.claim()
-    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "30"]})
+    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "600"]})
     tooled.perform(sandbox, {"op": "run", "code": "print('first')"})
     yield sandbox
     tooled.release(sandbox)
@@ -237,7 +237,7 @@ def test_two_sandboxes_of_a_tool_have_different_users(tooled: Node, ringed: Live
 def test_a_sandbox_dies_with_its_tool(tooled: Node) -> None:
     """Killing the tool from the host takes all it made along, gVisor's kernel included; runc by itself would not."""
     sandbox = tooled.claim()
-    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "60"]})
+    start(tooled, sandbox, {"op": "exec", "argv": ["sleep", "600"]})
     tooled.perform(sandbox, {"op": "run", "code": "print('first')"})
     tool = sandbox.started.tool_pid  # type: ignore[attr-defined]
     members = ledger.tree(tool)

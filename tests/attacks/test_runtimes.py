@@ -155,7 +155,7 @@ def test_a_listener_is_reachable_by_nobody_else(boxes: Callable[..., Box], runti
     probe = f"import socket\nfor port in (80, {port}):\n    print(socket.socket().connect_ex(('127.0.0.1', port)))"
     assert set(output(second.run(probe)).split()) == {b"111"}
     with socket.socket() as caller:
-        caller.settimeout(2)
+        caller.settimeout(30)
         assert caller.connect_ex(("127.0.0.1", port)) == 111
 
 

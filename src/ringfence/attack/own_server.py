@@ -18,8 +18,8 @@ from typing import Final, Self
 from ringfence.client import Client
 from ringfence.domain.errors import PlatformFault, RingfenceError
 
-START_SECONDS: Final = 40.0
-STOP_SECONDS: Final = 30.0
+START_SECONDS: Final = 90.0
+STOP_SECONDS: Final = 60.0
 TENANT: Final = "attacker"
 
 

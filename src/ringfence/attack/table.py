@@ -317,11 +317,11 @@ RESOURCES: Final = (
     ),
     Probe(
         "fork-bomb-left", (28, 29), Class.PEER_DOS, "Fork until refused and end with every child alive.",
-        "processes", j.ended("exited", within=30), (), limits=_FEW, facts={"leave": True},
+        "processes", j.ended("exited", within=90), (), limits=_FEW, facts={"leave": True},
     ),
     Probe(
         "daemon", (29,), Class.HOST_DOS, "Leave a daemon behind that ignores every signal and holds the output open.",
-        "daemon", j.all_of(j.ended("exited", within=20), j.equals(ended=True)),
+        "daemon", j.all_of(j.ended("exited", within=60), j.equals(ended=True)),
     ),
     Probe(
         "kill-everything", (30,), Class.PEER_DOS, "Send SIGKILL to every process there is.",
@@ -329,24 +329,24 @@ RESOURCES: Final = (
     ),
     Probe(
         "ignored-signals", (31,), Class.SELF_DOS, "Ignore every signal and outlive the deadline.",
-        "ignore_signals", j.ended("timed_out", within=12), timeout=2,
+        "ignore_signals", j.ended("timed_out", within=60), timeout=2,
     ),
     Probe(
         "spinning", (31, 70), Class.SELF_DOS, "Ignore every signal and spin past the deadline.",
-        "ignore_signals", j.ended("timed_out", within=12), timeout=2, facts={"spin": True},
+        "ignore_signals", j.ended("timed_out", within=60), timeout=2, facts={"spin": True},
     ),
     Probe(
         "stopped", (32,), Class.HOST_DOS, "Stop ourselves before the deadline.",
-        "ignore_signals", j.ended("timed_out", within=12), timeout=2, facts={"stop": True},
+        "ignore_signals", j.ended("timed_out", within=60), timeout=2, facts={"stop": True},
     ),
     Probe(
         "deadline-dodged", (31, 39), Class.SELF_DOS,
         "Report our own end on a leftover descriptor and run on past the deadline.",
-        "outlive", j.ended("timed_out", "exited", within=12), timeout=2,
+        "outlive", j.ended("timed_out", "exited", within=60), timeout=2,
     ),
     Probe(
         "closed-streams", (41,), Class.HOST_DOS, "Close every standard stream and keep running.",
-        "streams", j.ended("timed_out", within=12), timeout=2,
+        "streams", j.ended("timed_out", within=60), timeout=2,
     ),
     Probe(
         "forged-frames", (39,), Class.INTEGRITY, "Write forged results and absurd lengths to every descriptor.",
@@ -354,17 +354,17 @@ RESOURCES: Final = (
     ),
     Probe(
         "output-lines", (76,), Class.HOST_DOS, "Print forever.",
-        "output", j.all_of(j.ended("output_capped", within=40), j.capped(1 * MIB)), limits={"output_bytes": 1 * MIB},
+        "output", j.all_of(j.ended("output_capped", within=90), j.capped(1 * MIB)), limits={"output_bytes": 1 * MIB},
         facts={"way": "lines"},
     ),
     Probe(
         "output-one-line", (76,), Class.HOST_DOS, "Print one line of a gigabyte.",
-        "output", j.all_of(j.ended("output_capped", within=40), j.capped(1 * MIB)), limits={"output_bytes": 1 * MIB},
+        "output", j.all_of(j.ended("output_capped", within=90), j.capped(1 * MIB)), limits={"output_bytes": 1 * MIB},
         facts={"way": "line"},
     ),
     Probe(
         "output-bytes", (76,), Class.HOST_DOS, "Print single bytes, here and there in turn.",
-        "output", j.all_of(j.ended("output_capped", within=40), j.capped(MIB // 8)), limits={"output_bytes": MIB // 8},
+        "output", j.all_of(j.ended("output_capped", within=90), j.capped(MIB // 8)), limits={"output_bytes": MIB // 8},
         facts={"way": "bytes"},
     ),
     Probe(

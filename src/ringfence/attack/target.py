@@ -29,7 +29,7 @@ if os.fork() == 0:
 ASKED: str = """
 import os, time
 before = int(open("beat").read())
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + 60
 while (after := int(open("beat").read())) <= before and time.monotonic() < deadline:
     time.sleep(0.02)
 print("beats" if after > before else "stopped", open("secret").read(), sum(range(1000)))
