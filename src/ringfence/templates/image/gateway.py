@@ -125,7 +125,7 @@ class Gateway:
             self.denied.append(f"{address[0]}:{address[1]}")
             writer.write(_REFUSAL)
             return
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError, UnicodeError):  # the last: a name with an empty label, which is nobody's
             self.unreachable.append(f"{address[0]}:{address[1]}")
             writer.write(_GONE)
             return
