@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import httpx
 
-PATIENCE = 45.0  # seconds until a request counts as hung
+PATIENCE = 100.0  # seconds until a request counts as hung
 # What may be said of a run whose platform was killed under it. Anything else is a fate invented or a wrong refusal.
 OUR_FAULTS = {
     "sandbox_lost",

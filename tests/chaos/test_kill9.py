@@ -92,7 +92,7 @@ def restarted(server: OwnServer, load: Load) -> None:
 
 def asker(server: OwnServer) -> httpx.Client:
     """A client."""
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.key}"}, timeout=30)
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.key}"}, timeout=90)
 
 
 def back(server: OwnServer) -> None:

@@ -91,7 +91,7 @@ class Crowd:
 
     def _client(self, names: list[str], dice: random.Random) -> None:
         headers = {"Authorization": f"Bearer {self._server.key}"}
-        with httpx.Client(base_url=self._server.url, headers=headers, timeout=60) as client:
+        with httpx.Client(base_url=self._server.url, headers=headers, timeout=90) as client:
             while True:
                 with self._lock:
                     if not names:
@@ -141,7 +141,7 @@ def quiet(server: OwnServer) -> None:
     """Wait until no sandbox is being ended and every pool has what it wants."""
     deadline = time.monotonic() + 60
     headers = {"Authorization": f"Bearer {server.key}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=server.url, headers=headers, timeout=90) as client:
         while time.monotonic() < deadline:
             status = client.get("/v1/status").json()
             if not status.get("ending") and not status.get("sandboxes"):
@@ -161,12 +161,18 @@ def test_every_fate_is_told_and_nothing_is_left() -> None:
         then, groups = parts(own), ledger.groups_of(ledger.instance_of(own.state))
         crowd.work(RUNS, seed=1)
         quiet(own)
-        now = parts(own)
         assert not crowd.wrong, "\n".join(crowd.wrong[:9])
         assert set(FATES) <= set(crowd.done)
+        deadline = time.monotonic() + 60
+        while True:  # on a busy machine the last of them are still on their way
+            now = parts(own)
+            spare = {name: now[name].descriptors - then[name].descriptors for name in now}
+            more = len(ledger.groups_of(ledger.instance_of(own.state))) - len(groups)
+            if (more <= 8 and max(spare.values()) <= 6) or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         grown = {name: now[name].resident_bytes - then[name].resident_bytes for name in now}
-        spare = {name: now[name].descriptors - then[name].descriptors for name in now}
-        assert len(ledger.groups_of(ledger.instance_of(own.state))) <= len(groups) + 8, "groups pile up"
+        assert more <= 8, "groups pile up"
         assert max(spare.values()) <= 6, (spare, then, now)
         # An interpreter's heap settles over the first hundreds of runs; what counts is that it does not grow with them.
         assert max(grown.values()) <= 4 * MIB + RUNS * 200, grown

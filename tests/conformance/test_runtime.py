@@ -216,8 +216,11 @@ def test_a_request_that_is_none_is_refused(host: Host, request_: bytes) -> None:
 
 def test_a_program_past_its_time_is_ended(host: Host) -> None:
     """A timeout ends the program and says so."""
-    reply = host.open("exec", shell="echo begun; sleep 60", timeout=0.3)
-    assert fate(reply)[0] == "timed_out"
+    for seconds in (0.3, 3, 20):  # on a busy machine it may not have begun by then
+        reply = host.open("exec", shell="echo begun; sleep 60", timeout=seconds)
+        assert fate(reply)[0] == "timed_out"
+        if reply.out:
+            break
     assert bytes(reply.out) == b"begun\n"
 
 
@@ -578,8 +581,8 @@ def test_many_sandboxes_come_and_go(bench: Bench) -> None:
 def test_processor_time_is_counted(bench: Bench, box: Box) -> None:
     """A busy sandbox uses time that can be read from outside, where anybody counts."""
     line = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done" if bench.subject.real else "burn"
-    reply = box.host.open("exec", shell=line, timeout=20 if bench.subject.real else 0.3)
-    reply.answer(30)
+    reply = box.host.open("exec", shell=line, timeout=90 if bench.subject.real else 0.3)
+    reply.answer(120)
     if bench.can.limits_by == "rlimits":
         pytest.skip("declared: this host cannot tell")
     assert bench.runtime.usage(box.id).cpu_seconds > 0.01

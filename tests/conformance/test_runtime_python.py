@@ -179,10 +179,11 @@ def test_the_c_library_knows_its_own_thread(bench: Bench, host: Host) -> None:
         pytest.skip("declared: no interpreter")
     code = (
         "import signal, threading, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('arrived'))\n"
+        "arrived = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: arrived.append(print('arrived')))\n"
         "main = threading.main_thread().ident\n"
         "threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGUSR1)).start()\n"
-        "time.sleep(0.5)\n"
+        "while not arrived: time.sleep(0.01)\n"
     )
     reply = host.open("run", code=code)
     assert reply.answer()["exit"]["code"] == 0

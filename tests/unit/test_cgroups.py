@@ -99,7 +99,7 @@ signal.pause()
     assert bomb.line() == f"EAGAIN {SMALL.processes + 1}"
     assert work.groups.usage("s1").processes == SMALL.processes + 2
     assert len(work.groups.pids("s1")) == SMALL.processes + 2
-    assert work.groups.remove("s1", 10)
+    assert work.groups.remove("s1", 60)
 
 
 def test_processors_are_shared_by_quota(work: Bench) -> None:
@@ -110,7 +110,8 @@ def test_processors_are_shared_by_quota(work: Bench) -> None:
     assert busy.line() == "busy"
     start, used = time.monotonic(), work.groups.usage(name).cpu_seconds
     time.sleep(3)
-    spent = work.groups.usage(name).cpu_seconds - used
+    while (spent := work.groups.usage(name).cpu_seconds - used) <= 0.1 and time.monotonic() < start + 60:
+        time.sleep(0.1)
     # A period's quota may be spent at both ends of any stretch of time.
     assert spent <= 1.1 * 0.5 * (time.monotonic() - start) + 0.05
     assert spent > 0.1
@@ -154,10 +155,10 @@ def test_a_busy_group_is_removed(work: Bench) -> None:
     while len(work.groups.pids(name)) > 3 and time.monotonic() < deadline:
         time.sleep(0.01)  # a parent that it left may be still on its way out
     assert len(work.groups.pids(name)) == 3
-    assert work.groups.remove(name, 10)
+    assert work.groups.remove(name, 60)
     assert program.was_killed
     assert work.groups.list() == set()
-    assert work.groups.remove(name, 10)
+    assert work.groups.remove(name, 60)
 
 
 def test_kill_reaches_those_who_keep_forking(work: Bench) -> None:

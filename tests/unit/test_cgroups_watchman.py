@@ -29,7 +29,7 @@ class Governor:
         turned.set()
 watchman = Watchman(Governor())
 watchman.begin()
-print(turned.wait(20), tried())
+print(turned.wait(60), tried())
 watchman.close()
 """
 

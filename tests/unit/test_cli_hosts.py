@@ -177,7 +177,7 @@ def test_it_answers_over_the_wire() -> None:
         assert server.stdout is not None
         where = ("127.0.0.1", json.loads(server.stdout.readline())["port"])
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(10)
+            client.settimeout(60)
             client.connect(where)
             client.send(b"rubbish")
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:

@@ -344,7 +344,9 @@ async def test_who_read_that_it_is_paused_may_resume_it_at_once(home: House) -> 
 
 async def test_time_that_is_over_pauses(home: House) -> None:
     """At its expiry the files are kept, if that was wanted; a new time begins with its resumption."""
-    name, other = await home.made(on_timeout="pause", ttl_seconds=0.1), await home.made(ttl_seconds=0.1)
+    name, other = await home.made(on_timeout="pause"), await home.made()
+    for each in (name, other):
+        await home.engine.sandboxes.extend("ada", each, 0.1)
     await asyncio.sleep(0.11)
     await home.node.supervisor.watch()
     await until(lambda: name not in home.live and other not in home.live, "the end of their time")
@@ -363,7 +365,8 @@ async def test_time_that_is_over_ends_what_cannot_be_paused(tmp_path: Path, monk
     monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.2)
     policy = Policy(ceiling=lambda _: Ceiling(max_paused_bytes=0))
     async with house(tmp_path, policy) as home:
-        name = await home.made(on_timeout="pause", ttl_seconds=0.1)
+        name = await home.made(on_timeout="pause")
+        await home.engine.sandboxes.extend("ada", name, 0.1)
         for _ in range(2):
             await asyncio.sleep(0.25)
             await home.node.supervisor.watch()
@@ -374,7 +377,8 @@ async def test_time_that_is_over_ends_what_cannot_be_paused(tmp_path: Path, monk
 
 async def test_an_api_that_comes_back_pauses_what_expired_meanwhile(home: House) -> None:
     """The node's word outlives the connection on which it was said."""
-    name = await home.made(on_timeout="pause", ttl_seconds=0.1)
+    name = await home.made(on_timeout="pause")
+    await home.engine.sandboxes.extend("ada", name, 0.1)
     await home.api.crash()
     await asyncio.sleep(0.11)
     await home.node.supervisor.watch()

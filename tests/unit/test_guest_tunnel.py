@@ -175,6 +175,7 @@ def test_a_reader_that_does_not_read_holds_the_program_back(host: Host, listener
         while sent < 64_000_000:
             sent += connection.send(b"y" * 65536)
     assert sent < 64_000_000
+    reply.until(lambda r: len(r.out) >= 256 * 1024)
     host.settle()
     assert len(reply.out) == 256 * 1024
     reply.grant(1000)

@@ -145,6 +145,7 @@ def test_repeats_are_merged(host: Host, home: Path) -> None:
     reply = _watching(host)
     with open(home / "busy", "wb", buffering=0) as file:
         file.writelines([b"x"] * 10_000)
+    reply.until(lambda r: len(r.events) >= 2)
     host.settle(0.2)
     assert 2 <= len(reply.events) < 2_000
     assert _said(reply, home)[-1] == ("write", "busy")

@@ -94,7 +94,7 @@ def asked(access: Access, question: bytes, more: bytes = b"", most: int = 1 << 2
                 answer = await reader.readuntil(b"\r\n\r\n")
                 writer.write(more)
             writer.write_eof()
-            answer += await asyncio.wait_for(reader.read(), 20)
+            answer += await asyncio.wait_for(reader.read(), 60)
             writer.close()
         finally:
             await gateway.close()

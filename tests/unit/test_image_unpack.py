@@ -263,7 +263,8 @@ def test_a_job_that_unpacks_has_no_rights_no_network_and_sees_one_folder(tmp_pat
         pid, status = 0, ""
         while time.monotonic() < deadline and "NoNewPrivs:\t1" not in status:
             pid = next(iter(_children(process.pid)), 0)
-            status = Path(f"/proc/{pid}/status").read_text() if pid else ""
+            with contextlib.suppress(OSError):  # it may have ended since, and another have come
+                status = Path(f"/proc/{pid}/status").read_text() if pid else ""
             time.sleep(0.01)
         sets = re.findall(r"^Cap(?:Inh|Prm|Eff|Bnd|Amb):\t([0-9a-f]+)$", status, re.MULTILINE)
         assert sets == ["0" * 16] * 5

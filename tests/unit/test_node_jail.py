@@ -251,8 +251,7 @@ async def test_no_descriptor_is_left_by_short_runs() -> None:
             if turn == -1:
                 await served.settled()
         await served.settled()
-        await asyncio.sleep(0.1)
-        assert len(os.listdir("/proc/self/fd")) <= before + 8
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 8)
 
 
 class Fresh(Catalog):

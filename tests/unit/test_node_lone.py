@@ -93,10 +93,10 @@ def test_much_output_arrives_whole(node: Node) -> None:
 
 def test_nobody_waits_for_a_child_that_holds_the_output(node: Node) -> None:
     """What was written by the program's end is its output; a child that goes on does not delay the answer."""
-    code = "import os, time\nprint('mine', flush=True)\nif os.fork() == 0: time.sleep(60); os._exit(0)"
+    code = "import os, time\nprint('mine', flush=True)\nif os.fork() == 0: time.sleep(600); os._exit(0)"
     ran = run(node, code)
     assert (ran.how, ran.said["text"]) == ("exited", "mine\n")
-    assert ran.wall_seconds < 30
+    assert ran.wall_seconds < 300
 
 
 def test_a_program_holds_no_descriptor_of_ours(node: Node) -> None:

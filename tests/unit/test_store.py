@@ -181,7 +181,7 @@ async def test_a_row_is_durable_soon_without_being_waited_for(store: SqliteStore
     row = run()
     store.run_started("ada", row)
     with sqlite3.connect(tmp_path / "ringfence.db") as other:
-        for _ in range(200):
+        for _ in range(6000):
             if other.execute("SELECT count(*) FROM runs").fetchone()[0]:
                 return
             await asyncio.sleep(0.01)
@@ -195,7 +195,7 @@ async def test_a_store_that_cannot_write_says_so_and_loses_nothing(store: Sqlite
     other.execute("BEGIN IMMEDIATE")
     row = run()
     store.run_started("ada", row)
-    for _ in range(500):
+    for _ in range(6000):
         if not store.ready():
             break
         await asyncio.sleep(0.01)
