@@ -72,7 +72,8 @@ class Ledger:
         self._turns = turns
         self._active: set[str] = set()
         self._live: dict[str, tuple[str, wire.Sandbox]] = {}
-        self._stopping: set[str] = set()
+        self._stopping: dict[str, int] = {}  # how many ask for its end just now
+        self._unheard: dict[str, NodeEvent] = {}  # how those ended, should no answer say so
         self._early: dict[str, NodeEvent] = {}
         self.on_expired: Callable[[str, str], None] = _no_one  # told of each whose time is over and who wants a pause
         self.on_gone: list[Callable[[str], None]] = []  # told of each sandbox that ended; called once or twice
@@ -174,12 +175,23 @@ class Ledger:
 
     @contextmanager
     def stopping(self, sandbox_id: str) -> Iterator[None]:
-        """While its owner waits for a stop's answer, that answer is the better record than the node's event."""
-        self._stopping.add(sandbox_id)
+        """While its owner waits for a stop's answer, that answer is the better record than the node's event.
+
+        An owner who leaves has none; then the event is the record after all.
+        """
+        self._stopping[sandbox_id] = self._stopping.get(sandbox_id, 0) + 1
         try:
             yield
         finally:
-            self._stopping.discard(sandbox_id)
+            self._stopping[sandbox_id] -= 1
+            if not self._stopping[sandbox_id]:
+                del self._stopping[sandbox_id]
+                self._heard(sandbox_id)
+
+    def _heard(self, sandbox_id: str) -> None:
+        event, mine = self._unheard.pop(sandbox_id, None), self._live.get(sandbox_id)
+        if event is not None and mine is not None:
+            self._ended(event, mine[1])
 
     async def reconcile(self) -> None:
         """Agree with the node. The rows are read before the node is asked, so a newborn is never taken for lost."""
@@ -256,8 +268,10 @@ class Ledger:
         self._feed.put(NewEvent(event.tenant, event.type, event.time, sandbox=event.sandbox, run=None, data=event.data))
         if event.type == "sandbox.expired" and event.data.get("then") == "pause":
             self.on_expired(event.tenant, event.sandbox)
-        if mine is not None and event.type in _ENDINGS and event.sandbox not in self._stopping:
-            self._ended(event, mine[1])
+        if mine is not None and event.type in _ENDINGS:
+            self._unheard[event.sandbox] = event
+            if event.sandbox not in self._stopping:
+                self._heard(event.sandbox)
 
     def _keep_early(self, event: NodeEvent) -> None:
         if event.type in _ENDINGS:

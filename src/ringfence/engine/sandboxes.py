@@ -16,7 +16,7 @@ from ringfence.domain.errors import BadRequest, Conflict, NotFound, Overloaded, 
 from ringfence.domain.limits import Limits
 from ringfence.domain.sandbox import State
 from ringfence.engine import checks
-from ringfence.engine.answers import GuestEnd, NodeSandbox, SandboxEnd
+from ringfence.engine.answers import GuestEnd, NodeSandbox, SandboxEnd, SandboxesEnd
 from ringfence.engine.catalog import Catalog
 from ringfence.engine.ledger import Ledger
 from ringfence.engine.link import Collector, NodeStream
@@ -31,6 +31,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _GONE: Final = frozenset({"not_found", "sandbox_not_found"})
 ANSWER_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 0.5  # how long a vanished sandbox's last event may be on its way
+APART_SECONDS: Final = 60.0  # how long its node may take it apart: gVisor on a busy machine takes seconds
 
 
 class Sandboxes:
@@ -164,16 +165,26 @@ class Sandboxes:
         return row
 
     async def _ended_row(self, tenant: str, sandbox_id: str) -> wire.Sandbox:
-        """The row of a sandbox the node does not have: its last event may still be on its way, else it is lost."""
-        deadline = time.monotonic() + ENDING_SECONDS
+        """The row of a sandbox the node does not have: its last event may still be on its way, else it is lost.
+
+        A node lends nobody what it is taking apart, and tells what became of it when nothing is left.
+        """
+        last, deadline, gone = time.monotonic() + APART_SECONDS, time.monotonic() + ENDING_SECONDS, False
         while True:
             row = await self._row(tenant, sandbox_id)
             if row.state in {State.STOPPED, State.FAILED, State.PAUSED}:
                 return row
             if time.monotonic() > deadline:
-                self._ledger.sandbox_lost(tenant, row)
-                return await self._row(tenant, sandbox_id)
+                if gone:
+                    self._ledger.sandbox_lost(tenant, row)
+                    return await self._row(tenant, sandbox_id)
+                gone = time.monotonic() > last or not await self._taken_apart(tenant, sandbox_id)
+                deadline = time.monotonic() + (0.0 if gone else ENDING_SECONDS)  # its event came before that answer
             await asyncio.sleep(0.05)
+
+    async def _taken_apart(self, tenant: str, sandbox_id: str) -> bool:
+        answer = await self.node.call({"verb": "list", "tenant": tenant}, SandboxesEnd)
+        return any(each.id == sandbox_id and each.state is not State.RUNNING for each in answer.sandboxes)
 
     async def page(self, tenant: str, wanted: Filter) -> list[wire.Sandbox]:
         """A tenant's sandboxes as last recorded, newest first."""
