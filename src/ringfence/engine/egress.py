@@ -23,7 +23,7 @@ from ringfence.store.base import Store
 
 MOST_SUBJECTS: Final = 50  # runs and sandboxes that one proposal is made from
 MOST_EVENTS: Final = 20_000  # of one of them
-GONE_SECONDS: Final = 5.0  # within which a run's sandbox is gone, and all it did told of
+GONE_SECONDS: Final = 30.0  # within which a run's sandbox is gone, and all it did told of
 SETTLE_SECONDS: Final = 0.1  # between the node's word and the store
 
 
