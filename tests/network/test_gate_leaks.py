@@ -58,7 +58,7 @@ def test_a_much_used_gate_holds_what_a_fresh_one_does(lab: Lab) -> None:
     then = held(lab)
     for number in range(ROUNDS, 4 * ROUNDS):
         use(lab, number)
-    assert eventually(lambda: held(lab).descriptors <= then.descriptors, 10), (then, held(lab))
+    assert eventually(lambda: held(lab).descriptors <= then.descriptors), (then, held(lab))
     now = held(lab)
     assert now.kinds == then.kinds
     assert now.threads == then.threads == 1

@@ -14,7 +14,7 @@ from ringfence.domain.learning import Learnt, learn, sight_from
 from ringfence.network.gate.guests import PLACEHOLDERS, Guest
 from ringfence.network.rules import GATEWAY
 from tests.network.lab import ALLOWED, FORBIDDEN, INTRANET, METADATA, NAMES, PEER, Lab, Sandbox, asked, get, tls_client
-from tests.network.test_egress_live import eventually, refused
+from tests.network.test_egress_live import SOON, eventually, refused
 
 GOOD, EVIL = "good.example.com", "evil.example.net"
 MODES = {"learn": {"mode": "learn"}, "rehearse": {"mode": "rehearse"}}
@@ -88,7 +88,7 @@ def test_a_rehearsal_lets_nothing_out(lab: Lab) -> None:
     assert sandbox.addresses(GOOD) != [pretended]
     program(lab, sandbox)
     for address, port in ((FORBIDDEN, 22), (pretended, 22), (pretended, 443), (FORBIDDEN, 80)):
-        assert refused(sandbox, address, port, get(EVIL)) < 2
+        assert refused(sandbox, address, port, get(EVIL)) < SOON
     assert not lab.names.asked
     assert lab.capture.destinations() == set()
     assert not lab.visits[ALLOWED]

@@ -37,7 +37,7 @@ egress_gateway = "shut"
 FETCH = """
 import urllib.request, urllib.error
 try:
-    urllib.request.urlopen("http://45.33.1.20:8081/", timeout=10)
+    urllib.request.urlopen("http://45.33.1.20:8081/", timeout=60)
 except OSError as error:
     print(type(error).__name__)
 """

@@ -26,7 +26,7 @@ REACH = """
 import socket, ssl, urllib.request
 for url in ("http://one.example.com/a?token=secret", "https://two.example.com/", "http://45.33.1.20:8081/"):
     try:
-        urllib.request.urlopen(url, timeout=5)
+        urllib.request.urlopen(url, timeout=60)
     except OSError as error:
         print(type(error).__name__, "secret words of the program")
 """

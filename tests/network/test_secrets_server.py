@@ -37,7 +37,7 @@ import os, sys, urllib.request, urllib.error
 def call(host, **headers):
     request = urllib.request.Request(f"https://{host}/v1", headers=headers)
     try:
-        return urllib.request.urlopen(request, timeout=10).read().decode()
+        return urllib.request.urlopen(request, timeout=60).read().decode()
     except urllib.error.HTTPError as error:
         return f"{error.code} {error.read().decode()}"
     except OSError as error:
@@ -74,7 +74,7 @@ class Place:
 
     def run(self, call: Callable[[], T]) -> T:
         """Do something there."""
-        return self._thread.submit(call).result(120)
+        return self._thread.submit(call).result(250)
 
     def told(self, subject: str, kind: str, count: int = 1) -> list[dict[str, Any]]:
         """Events of a kind about a sandbox or run, once there are so many."""
@@ -178,7 +178,7 @@ print(call({OTHER!r}, **bearer("API_KEY")))
 print(call({API!r}, **{{"X-Api-Key": os.environ["API_KEY"]}}))
 try:
     request = urllib.request.Request("http://{OTHER}/v1", data=os.environ["API_KEY"].encode())
-    print(urllib.request.urlopen(request, timeout=10).read())
+    print(urllib.request.urlopen(request, timeout=60).read())
 except urllib.error.HTTPError as error:
     print(error.code, error.read().decode())
 """
@@ -211,7 +211,7 @@ known = "try:\\n import {0}\\nexcept ImportError:\\n print('absent')\\nelse:\\n 
 verify = f"openssl s_client -verify_return_error -connect {host}:443 -servername {host} </dev/null 2>&1"
 def tried(name, *argv):
     if shutil.which(argv[0]):
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         print(name, done.stdout.strip() or done.stderr.strip()[:300])
 tried("python", sys.executable, "-c", code)
 tried("curl", "curl", "-sS", "-H", header, url)
@@ -239,7 +239,7 @@ def test_other_hosts_are_not_opened(place: Place) -> None:
 import os, socket, ssl, sys
 context = ssl._create_unverified_context()
 for host in sys.argv[1:]:
-    with context.wrap_socket(socket.create_connection((host, 443), 10), server_hostname=host) as connection:
+    with context.wrap_socket(socket.create_connection((host, 443), 60), server_hostname=host) as connection:
         print(ssl.get_server_certificate, len(connection.getpeercert(True)), end=" ") if False else None
         print(b"ringfence secrets" in connection.getpeercert(True))
 """

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-GRACE_SECONDS = 15.0
+GRACE_SECONDS = 60.0
 UID_FLOOR = 0x2000_0000  # sandboxes' users on the host are above it
 NAMESPACES = ("net", "mnt", "user", "pid", "ipc", "uts", "cgroup")
 
