@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +63,12 @@ def test_two_dashes_before_a_command_are_no_part_of_it(sb: Sandbox) -> None:
 
 def test_a_detached_command_is_listed_and_its_output_read_later(sb: Sandbox) -> None:
     """Start it, leave it, read what it said."""
-    pid = int(served().run("sandbox", "exec", "-d", sb.id, "echo said; sleep 60").stdout)
+    pid = int(served().run("sandbox", "exec", "-d", sb.id, "echo said; sleep 600").stdout)
     assert str(pid) in served().run("sandbox", "ps", sb.id).stdout.decode()
-    assert served().run("sandbox", "logs", sb.id, str(pid)).stdout == b"said\n"
+    deadline = time.monotonic() + 60
+    while not (said := served().run("sandbox", "logs", sb.id, str(pid)).stdout):  # until it has come to saying it
+        assert time.monotonic() < deadline
+    assert said == b"said\n"
     sb.process(pid).kill()
     assert served().run("sandbox", "logs", "--follow", sb.id, str(pid)).returncode == 0
 

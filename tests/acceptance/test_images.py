@@ -210,7 +210,7 @@ def test_a_killed_build_leaves_no_job_and_nothing_once_the_next_one_ran(registry
     """kill -9 in the middle of a download: the job dies with it, the next build sweeps its folder."""
     with registries.hostile() as slow:
         reference = slow.serve(images.made_of(images.file("x")))
-        slow.routes["/v2/trap/manifests/latest"] = lambda _: time.sleep(5)
+        slow.routes["/v2/trap/manifests/latest"] = lambda _: time.sleep(100)
         argv = [sys.executable, "-m", "ringfence", "templates", "create", "x", "--image", reference]
         argv += ["--allow", slow.allow, "--state", str(directory.parent)]
         with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as builder:

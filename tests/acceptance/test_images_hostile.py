@@ -152,7 +152,7 @@ def test_redirects_without_end_are_given_up(trap: Hostile, tmp_path: Path) -> No
 
 def stall(_request: BaseHTTPRequestHandler) -> None:
     """Say nothing, for longer than any test waits."""
-    time.sleep(6)
+    time.sleep(100)
 
 
 def drip(request: BaseHTTPRequestHandler) -> None:
@@ -160,7 +160,7 @@ def drip(request: BaseHTTPRequestHandler) -> None:
     request.send_response(200)
     request.send_header("Content-Length", "1000000")
     request.end_headers()
-    for _ in range(60):
+    for _ in range(1000):
         request.wfile.write(b"x")
         request.wfile.flush()
         time.sleep(0.1)

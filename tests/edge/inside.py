@@ -27,6 +27,7 @@ from ringfence.guest import frames
 from ringfence.store.sqlite import SqliteStore
 from tests.support.fakeapi import FakeApi
 from tests.support.fakenode import FakeNode, FakeSandbox, GuestRefusal, Stream
+from tests.support.served import free_port
 
 # Far longer than anything takes here, however busy the machine; tests of these clocks set their own.
 SETTINGS = EdgeSettings(port=0, header_seconds=60, stall_seconds=60, idle_seconds=60, total_seconds=100)
@@ -100,7 +101,7 @@ class EdgeApi(FakeApi):
     ) -> None:
         self.settings = settings
         self.certificates = certificates
-        self.edge_port = 0
+        self.edge_port = free_port()  # kept over restarts, so it must not be one that a connection may be given
         super().__init__(clocks=clocks)
 
     @property

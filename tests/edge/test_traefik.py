@@ -24,6 +24,7 @@ from websockets.sync.server import serve
 
 from ringfence.config import EdgeSettings
 from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, answering, box, plain
+from tests.support.served import free_port
 
 HERE = Path(__file__).parents[2] / "examples" / "ingress"
 DOMAIN = "sbx.example.com"
@@ -37,13 +38,6 @@ def tool(name: str) -> str:
             pytest.fail(f"{name} is not installed")
         pytest.skip(f"{name} is not installed")
     return found
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -20,6 +20,7 @@ import pytest
 
 from ringfence.templates.image.jobs import JOB_ID
 from tests.support.images import Made
+from tests.support.served import free_port
 
 USER, PASSWORD = "reader", "open sesame"
 # PASSWORD, by bcrypt, the only kind that the registry reads.
@@ -41,12 +42,6 @@ def need_tools() -> None:
         pytest.fail(f"missing in CI: {', '.join(missing)}")
     if missing:
         pytest.skip(f"missing: {', '.join(missing)}")
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -48,10 +50,16 @@ class Served:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port nobody listens on, nor on the one a thousand above it, which is its edge's.
+
+    Below those that the kernel gives to connections: of these tests make thousands while a server starts.
+    """
+    while True:
+        port = random.SystemRandom().randrange(11_000, 31_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1000))
+            return port
 
 
 @functools.cache
