@@ -14,7 +14,7 @@ from typing import Any, Final
 from ringfence import wire
 from ringfence.domain.errors import Conflict, NotFound, Overloaded
 
-LETTING_GO_SECONDS: Final = 10.0  # for what is left of a pause once its record says that it is paused
+LETTING_GO_SECONDS: Final = 60.0  # for what is left of a pause once its record says that it is paused
 WAKE_SECONDS: Final = 30.0  # how long a request waits for its sandbox to be resumed
 PAUSING, RESUMING, REMOVING = "paused", "resumed", "removed"
 Work = Callable[[], Coroutine[Any, Any, wire.Sandbox]]

@@ -20,8 +20,8 @@ from typing import Any, Final
 from ringfence.domain.errors import PlatformFault, SandboxRefused
 from ringfence.network import words
 
-READY_SECONDS: Final = 20.0
-ANSWER_SECONDS: Final = 10.0
+READY_SECONDS: Final = 60.0
+ANSWER_SECONDS: Final = 30.0  # then it is stuck and is ended, with all its connections: never for being slow
 AGAIN_SECONDS: Final = 0.2  # between a death and the next life
 GONE_SECONDS: Final = 10.0
 READ: Final = 256 * 1024
