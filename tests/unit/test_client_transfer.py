@@ -7,10 +7,11 @@ import os
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ringfence.client import DeadlineExceeded, transfer
-from ringfence.client.deadline import Deadline
+from ringfence.client.deadline import HEAD_SECONDS, Deadline
 
 
 def test_a_broken_transfer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -79,5 +80,9 @@ def test_a_deadline_is_the_sum_of_all_waits() -> None:
         gone.left()
     assert list(gone.pauses()) == []
     assert Deadline(None).left() is None
-    assert Deadline(None, silence=2).httpx().read == 2
+    bounded = Deadline(None, silence=2)
+    request = httpx.Request("GET", "http://x", extensions={"timeout": bounded.httpx().as_dict()})
+    assert request.extensions["timeout"]["read"] == HEAD_SECONDS
+    bounded.listen(httpx.Response(200, request=request))
+    assert request.extensions["timeout"]["read"] == 2
     assert (Deadline(1.0, silence=5).httpx().read or 9) <= 1
