@@ -30,7 +30,7 @@ FRESH = (
 CHILD_SUBREAPER = 36
 #: What RLIMIT numbers Python has no name for.
 SIGPENDING, MSGQUEUE, NICE, RTPRIO = 11, 12, 13, 14
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 60.0
 #: A shell starts what runs in the background with these ignored; a program would inherit that.
 IGNORED_BY_SHELLS = (signal.SIGINT, signal.SIGQUIT)
 

@@ -61,7 +61,7 @@ def tiny(answer: bytes = PLAIN, hang_up_after: int = 10**9) -> Iterator[tuple[Ti
             server.shutdown()
 
 
-def drive(target: Target, connections: int, seconds: float = 0.2) -> Load:
+def drive(target: Target, connections: int, seconds: float = 1.0) -> Load:
     """A short load whose only right answer is PLAIN's."""
     request = target.request("GET", "/")
     orders = always(request, lambda answer: answer == Answer(200, b'{"a": 1}'))
@@ -122,7 +122,7 @@ def test_every_right_answer_is_counted() -> None:
         assert (load.runs + load.late, load.failures) == (server.requests, 0)
         assert load.latency is not None
         assert load.latency.n == load.runs > 0
-        assert load.per_second == round(load.runs / 0.2, 1)
+        assert load.per_second == round(load.runs / 1.0, 1)
 
 
 def test_a_wrong_answer_is_a_failure() -> None:
@@ -143,7 +143,7 @@ def test_each_request_has_its_own_right_answer() -> None:
             body = next(turns)
             return request, lambda answer: answer.body == body
 
-        load = Generator(target, orders).drive(1, 0.2)
+        load = Generator(target, orders).drive(1, 1.0)
         assert load.failures + load.runs + load.late == server.requests
         assert abs(load.failures - load.runs - load.late) <= 1
 

@@ -56,7 +56,7 @@ def test_every_answer_is_checked_against_its_own_sandbox() -> None:
         house.edge = target
         seats = [Seat("tulip", host="a"), Seat("rose", host="b")]
         assert house.wrong(seat.order for seat in seats) == 1
-        load = Generator(target, lambda: seats[1].order).drive(2, 0.1)
+        load = Generator(target, lambda: seats[1].order).drive(2, 1.0)
         assert (load.runs, load.failures > 0) == (0, True)
 
 

@@ -24,8 +24,8 @@ from tests.support.served import TEMPLATES
 
 TINY = Plan(
     oneshot=Pace(2, 5), numpy=Pace(1, 5), pandas=Pace(1, 5), interactive=Pace(1, 5), runtimes=Pace(1, 5),
-    egress=Pace(2, 5), ingress=Pace(5, 5), e2b={"jail": 1}, edge_seconds={2: 0.2}, published=3,
-    load_seconds={1: 0.1, 8: 0.2}, yardstick_seconds=0.1, density=3, seconds=300, calm_part=0.05,
+    egress=Pace(2, 5), ingress=Pace(5, 5), e2b={"jail": 1}, edge_seconds={2: 1.0}, published=3,
+    load_seconds={1: 0.5, 8: 1.0}, yardstick_seconds=0.3, density=3, seconds=300, calm_part=0.05,
 )  # fmt: skip
 built = pytest.mark.skipif(
     os.geteuid() != 0 or not all((Path(TEMPLATES) / f"index/{name}.json").exists() for name in ("base", "python")),

@@ -76,16 +76,17 @@ def test_a_tool_that_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("script", "why"), [("exec /bin/sleep 60", "does not answer"), ("exit 1", "does not say its version")]
+    ("script", "why", "seconds"),
+    [("exec /bin/sleep 600", "does not answer", 0.5), ("exit 1", "does not say its version", 60.0)],
 )
 def test_a_tool_that_says_nothing_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str, seconds: float
 ) -> None:
     """A tool that hangs or fails when asked for its version costs a moment, and is not used."""
     (tmp_path / "runc").write_text(f"#!/bin/sh\n{script}\n")
     os.chmod(tmp_path / "runc", 0o755)
     monkeypatch.setattr("ringfence.runtimes.oci.versions.SEARCH", str(tmp_path))
-    monkeypatch.setattr("ringfence.runtimes.oci.versions.PROBE_SECONDS", 0.5)
+    monkeypatch.setattr("ringfence.runtimes.oci.versions.PROBE_SECONDS", seconds)
     found = probe(RUNC)
     assert isinstance(found, Found)
     assert why in found.refusal
