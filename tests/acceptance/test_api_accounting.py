@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -227,6 +228,30 @@ def test_more_events_than_can_be_followed_lose_no_sandbox(api: FakeApi) -> None:
         eventually(lambda: len(api.node.listeners) == 1)
         api.loop.call_soon_threadsafe(lambda: api.node.fail(kept, how=None, reason=""))
         eventually(lambda: client.get(f"/v1/sandboxes/{kept}").json()["state"] == "failed")
+
+
+def test_an_answer_of_a_while_ago_revives_nobody(api: FakeApi) -> None:
+    """While the node stops an orphan, what it listed before may end: that is not taken for alive once more."""
+    ask = {"tenant": "ada", "template": "base", "labels": {RUN_LABEL: new_id("r")}, "limits": DEFAULTS}
+    orphan, asked, go, stopping = FakeSandbox(ask, 100), threading.Event(), asyncio.Event(), api.node.verb_stop
+
+    async def slowly(stream: Stream, words: dict[str, Any], guest: bytes) -> None:
+        if words["sandbox"] == orphan.id:
+            asked.set()
+            await go.wait()
+        await stopping(stream, words, guest)
+
+    api.node.verb_stop = slowly  # type: ignore[method-assign]
+    api.node.sandboxes[orphan.id] = orphan
+    with api.client() as client:
+        path = client.post("/v1/sandboxes", json={}).headers["location"]
+        agreeing = asyncio.run_coroutine_threadsafe(api.engine.ledger.reconcile(), api.loop)
+        assert asked.wait(60)
+        assert client.delete(path).status_code == 200
+        api.loop.call_soon_threadsafe(go.set)
+        agreeing.result(60)
+        assert client.get("/v1/status").json()["sandboxes"] == 0
+        assert client.get(path).json()["state"] == "stopped"
 
 
 def flood(api: FakeApi) -> None:

@@ -210,14 +210,12 @@ class Ledger:
                 self._admission.left(gone[0], sandbox_id)
                 self.gone(sandbox_id)
         known = {row.id for _, row in rows}
-        for sandbox in answer.sandboxes:
-            if self._turns.held(sandbox.id):
-                if not self._turns.resuming(sandbox.id):  # its pausing was cut short, or its resuming was
-                    await self._end(sandbox, "it was paused")
-            elif RUN_LABEL in sandbox.labels:
-                await self._end_orphan(sandbox)
-            else:
+        others = [one for one in answer.sandboxes if self._turns.held(one.id) or RUN_LABEL in one.labels]
+        for sandbox in answer.sandboxes:  # all of them in this turn: a moment later the answer is an old one
+            if sandbox not in others:
                 self._agree(sandbox, known=sandbox.id in known)
+        for sandbox in others:
+            await self._end_stale(sandbox)
 
     def _agree(self, sandbox: NodeSandbox, *, known: bool) -> None:
         if sandbox.state in {State.STOPPED, State.FAILED}:
@@ -228,9 +226,12 @@ class Ledger:
             if sandbox.expiring:
                 self.on_expired(sandbox.tenant, sandbox.id)
 
-    async def _end_orphan(self, sandbox: NodeSandbox) -> None:
-        """Stop a one-shot run's sandbox whose run is not ours any more."""
-        if sandbox.labels[RUN_LABEL] not in self._active:
+    async def _end_stale(self, sandbox: NodeSandbox) -> None:
+        """Stop the copy of one that is paused, and a one-shot run's sandbox whose run is not ours any more."""
+        if self._turns.held(sandbox.id):
+            if not self._turns.resuming(sandbox.id):  # its pausing was cut short, or its resuming was
+                await self._end(sandbox, "it was paused")
+        elif (run := sandbox.labels.get(RUN_LABEL)) is not None and run not in self._active:
             await self._end(sandbox, "its run is gone")
 
     async def _end(self, sandbox: NodeSandbox, reason: str) -> None:
