@@ -23,7 +23,7 @@ def test_the_demo_does_its_job_contains_every_attack_and_stops() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "ringfence", *words],
             env={**os.environ, "RINGFENCE_TEMPLATES": TEMPLATES},
-            capture_output=True, text=True, timeout=110, check=False,
+            capture_output=True, text=True, timeout=250, check=False,
         )  # fmt: skip
         told = [json.loads(line) for line in done.stdout.splitlines()]
         assert done.returncode == 0, done.stderr + done.stdout

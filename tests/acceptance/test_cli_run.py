@@ -122,7 +122,7 @@ def test_without_a_server_one_is_started_for_the_run(tmp_path: Path) -> None:
         "XDG_CONFIG_HOME": str(tmp_path),
     }
     command = [sys.executable, "-m", "ringfence", "run", "--no-stdin", "-c", "print(6 * 7); raise SystemExit(4)"]
-    done = subprocess.run(command, env=env, capture_output=True, timeout=100, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, timeout=250, check=False)
     assert (done.stdout, done.stderr, done.returncode) == (b"42\n", b"", 4)
 
 

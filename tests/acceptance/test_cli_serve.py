@@ -34,7 +34,7 @@ def ringfence(folder: str, *words: str) -> None:
     """A command, in this folder."""
     done = subprocess.run(
         [sys.executable, "-m", "ringfence", *words],
-        cwd=folder, env={**os.environ, "RINGFENCE_TEMPLATES": TEMPLATES}, capture_output=True, text=True, timeout=110,
+        cwd=folder, env={**os.environ, "RINGFENCE_TEMPLATES": TEMPLATES}, capture_output=True, text=True, timeout=250,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout

@@ -35,7 +35,7 @@ def test_it_runs_and_says_what_its_page_promises(name: str) -> None:
         env=served().env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -134,7 +134,7 @@ class Visitor:
 def classroom(*words: str) -> str:
     """The teacher's script."""
     done = subprocess.run(
-        [sys.executable, str(LAB), *words], env=served().env, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(LAB), *words], env=served().env, capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

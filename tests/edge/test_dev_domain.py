@@ -122,7 +122,7 @@ def test_the_example_does_what_its_page_says(server: Server, tmp_path: Path) -> 
         "SSL_CERT_FILE": str(server.place / "bundle.crt"),
     }
     done = subprocess.run(
-        ["unshare", "--mount", "bash", "-c", script], env=env, capture_output=True, text=True, timeout=100, check=False
+        ["unshare", "--mount", "bash", "-c", script], env=env, capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fetched: <h1>served from inside</h1>" in done.stdout

@@ -45,7 +45,7 @@ class Served:
         """Run `ringfence` as a user would, in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "ringfence", *words],
-            env={**self.env, **env}, input=stdin or b"", capture_output=True, timeout=100, check=False,
+            env={**self.env, **env}, input=stdin or b"", capture_output=True, timeout=250, check=False,
         )  # fmt: skip
 
 

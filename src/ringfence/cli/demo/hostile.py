@@ -228,7 +228,7 @@ def _judged(client: Client, neighbour: Sandbox, deed: Deed) -> Verdict:
 
 def _unharmed(neighbour: Sandbox) -> bool:
     try:
-        return neighbour.run("print(6 * 7)", timeout=10).stdout == "42\n"
+        return neighbour.run("print(6 * 7)", timeout=60).stdout == "42\n"
     except RingfenceError:
         return False
 
