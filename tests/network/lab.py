@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.server
 import os
+import select
 import shutil
 import socket
 import ssl
@@ -222,32 +223,42 @@ class Capture:
     """Every frame on an interface, by a packet socket of its own: what left, left."""
 
     def __init__(self, space: Namespace, interface: str) -> None:
-        self.frames: list[bytes] = []
+        self._frames: list[bytes] = []
+        self._lock = threading.Lock()
 
         def listening() -> socket.socket:
             packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
             if interface:  # else every one there is, and will be
                 packets.bind((interface, 3))
-            packets.settimeout(0.1)
+            packets.setblocking(False)
             return packets
 
         self._socket = space.run(listening)
         self._open = True
-        self._passed = threading.Event()  # nothing came for a tenth of a second
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
         while self._open:
-            try:
-                self.frames.append(self._socket.recv(65_535))
-            except TimeoutError:
-                self._passed.set()
+            select.select([self._socket], [], [], 0.1)
+            self._take()
+
+    def _take(self) -> None:
+        """What waits in the socket was there: whoever looks or clears does not depend on when our thread runs."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            while True:
+                self._frames.append(self._socket.recv(65_535))
+
+    @property
+    def frames(self) -> list[bytes]:
+        """All of them so far."""
+        self._take()
+        return list(self._frames)
 
     def destinations(self) -> set[str]:
         """protocol and address of every IP packet in it; other kinds of frame by their number, but for ARP."""
         found = set()
-        for frame in list(self.frames):
+        for frame in self.frames:
             kind = int.from_bytes(frame[12:14], "big")
             if kind == 0x0800:
                 for at in (26, 30):
@@ -256,20 +267,15 @@ class Capture:
                 found.add(f"frame {kind:#06x}")
         return found - {str(UPLINK), str(BEYOND)}
 
-    def settled(self) -> set[str]:
-        """The same, once all that was there has been taken up: frames wait in the socket while we are not scheduled."""
-        self._passed.clear()
-        self._passed.wait(60)
-        return self.destinations()
-
     def clear(self) -> None:
         """Forget what was seen."""
-        self.frames.clear()
+        self._take()
+        self._frames.clear()
 
     def close(self) -> None:
         """Stop listening."""
         self._open = False
-        self._thread.join(5)
+        self._thread.join(60)
         self._socket.close()
 
 

@@ -93,7 +93,7 @@ def test_what_the_operator_opened_may_stand_in_a_template(lab: Lab, node: Policy
     said = node.python(live, "print(fetch('http://inside.example.com/a'), fetch('http://10.20.30.40:8080/b'))")
     assert said == f"{INTRANET} /a 0: {INTRANET} /b 0:"
     node.release(live)
-    assert lab.capture.settled() == {NAMES, INTRANET}
+    assert lab.capture.destinations() == {NAMES, INTRANET}
 
 
 def test_a_template_is_judged_by_the_floor_where_it_is_used(node: PolicyNode, plain: PolicyNode) -> None:

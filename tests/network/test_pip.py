@@ -76,7 +76,7 @@ def test_the_bundle_installs_a_package_and_nothing_else_is_reached(lab: Lab, nod
     assert node.python(live, USE) == "/tmp/site/idna/__init__.py b'xn--bcher-kva.example'"
     for place in ("http://evil.example.net/", f"http://{FORBIDDEN}/", "http://pypi.org/", f"http://{ALLOWED}:8080/"):
         assert node.python(live, f"print(fetch('{place}')[:9])") in {"URLError", "403 ringf"}, place
-    assert lab.capture.settled() == {NAMES, ALLOWED, PEER}
+    assert lab.capture.destinations() == {NAMES, ALLOWED, PEER}
     assert set(lab.names.asked) == {"pypi.org", "files.pythonhosted.org"}
     told = node.told(live, "egress.allowed", count=2)
     assert {event["name"] for event in told} == {"pypi.org", "files.pythonhosted.org"}

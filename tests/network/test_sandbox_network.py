@@ -46,7 +46,7 @@ def test_an_allowed_site_is_fetched_and_told_of(lab: Lab, node: LabNode, runtime
     assert [(flow["name"], flow["port"]) for flow in node.told(live, "egress.allowed")] == [(GOOD, 80)]
     assert live.describe()["egress"]["allow"][0]["domain"] == GOOD
     node.release(live)
-    assert lab.capture.settled() == {NAMES, ALLOWED}
+    assert lab.capture.destinations() == {NAMES, ALLOWED}
 
 
 def test_a_one_shot_run_has_its_network_at_once(lab: Lab, node: LabNode, runtime: str) -> None:
@@ -242,7 +242,7 @@ def test_a_peer_by_any_protocol(lab: Lab, node: LabNode, runtime: str) -> None:
     assert f"{PEER} /x" in said
     assert f"{PEER} /y" not in said
     node.release(live)
-    assert lab.capture.settled() == {PEER}
+    assert lab.capture.destinations() == {PEER}
 
 
 @pytest.mark.parametrize("runtime", scale.OTHERS)

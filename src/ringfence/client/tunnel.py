@@ -20,7 +20,7 @@ from ringfence.client.settings import Target
 from ringfence.domain.errors import RingfenceError
 
 PIECE: Final = 64 * 1024
-OPEN_SECONDS: Final = 10.0
+OPEN_SECONDS: Final = 30.0
 END: Final = msgspec.json.encode(wire.TerminalInput(eof=True)).decode()
 
 

@@ -27,6 +27,7 @@ from ringfence.network.gate.resolver import Resolver, Unresolved, own
 
 FIRST_SECONDS: Final = 15.0  # within which a client must have said where it wants to go
 POLITE_SECONDS: Final = 0.5  # to wait for words that can only change how a refusal is said
+PATIENT_SECONDS: Final = 1.5  # the same where they will come: a busy machine may hold up who is about to say them
 TALKATIVE: Final = frozenset({80, 443, 8080, 8443})  # ports where the client speaks first, by all custom
 LINGER_SECONDS: Final = 2.0  # within which a refusal must be read
 MOST_PIECES: Final = 64  # in which the first words may come
@@ -251,7 +252,7 @@ class Flow:
     async def _in_its_language(self, why: Denied) -> Denied:
         """The same refusal, as one that the client understands, if it says at once which language is its own."""
         try:
-            await self._read(frozenset(), POLITE_SECONDS)
+            await self._read(frozenset(), PATIENT_SECONDS if self._port in TALKATIVE else POLITE_SECONDS)
         except Denied as heard:
             if heard.way is not Way.TCP:
                 if self._guest.asker.rehearses and isinstance(why, Unruled) and not why.name:
