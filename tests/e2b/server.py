@@ -76,7 +76,7 @@ def serving(settings: str = "") -> Iterator[Served]:
     state = Path(tempfile.mkdtemp(prefix="ringfence-e2b-"))
     state.chmod(0o755)
     config, edge_port = state / "server.toml", free_port()
-    config.write_text(f"[edge]\nport = {edge_port}\n{settings}")
+    config.write_text(f"wait_seconds = 60\n[edge]\nport = {edge_port}\n{settings}")
     nameserver = f"127.53.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}"  # no other test process asks there
     (state / "resolv.conf").write_text(f"nameserver {nameserver}\n")
     words = ["--state", str(state), "--templates", TEMPLATES, "--port", str(free_port()), "--config", str(config)]

@@ -71,7 +71,11 @@ def served() -> Served:
     daemon = Daemon(settings)
     atexit.register(shutil.rmtree, state, ignore_errors=True)
     atexit.register(daemon.stop)
-    url, _ = daemon.ensure()
+    os.environ["RINGFENCE_WAIT_SECONDS"] = "60"  # for its process: containers start slowly where much else is tested
+    try:
+        url, _ = daemon.ensure()
+    finally:
+        del os.environ["RINGFENCE_WAIT_SECONDS"]
     return Served(url, key(settings.database), state)
 
 

@@ -74,7 +74,7 @@ class Beside:
     def trouble(self) -> str:
         """What is wrong with it; empty when nothing is."""
         try:
-            answer = self._sandbox.run(ASKED, timeout=30)
+            answer = self._sandbox.run(ASKED, timeout=90)
         except RingfenceError as error:
             return error.cause
         return answer_is_right(answer.stdout, self._secret)

@@ -69,7 +69,8 @@ class OwnServer:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RINGFENCE_")}
-        return {**kept, **self._env, "RINGFENCE_TEMPLATES": str(self._templates)}
+        waits = {"RINGFENCE_WAIT_SECONDS": "60"}  # a probe that found no room on a busy machine would tell nothing
+        return {**kept, **waits, **self._env, "RINGFENCE_TEMPLATES": str(self._templates)}
 
     def _start(self) -> None:
         port = free_port()

@@ -19,7 +19,7 @@ LOOKALIKES = [
     f"{OK}@evil.net", f"{OK}:443@evil.net", "xn--allwed-nta.example", f"{OK}/", f" {OK}", f"{OK}%00", "*.example",
     PUBLIC, "0x08080808", "010.010.010.010", "[::ffff:808:808]", "metadata.google.internal", "localhost", "",
 ]  # fmt: skip
-LATE = 5.0  # a refusal that takes longer is a hang; it comes in milliseconds where nobody is busy
+LATE = 20.0  # a refusal that takes longer is a hang; it comes in milliseconds where nobody is busy
 found: list[str] = []
 tried = 0
 

@@ -61,7 +61,7 @@ def _child(write: int, action: Callable[..., str], arguments: tuple[Any, ...], s
     os._exit(0)
 
 
-def in_child(action: Callable[..., str], *arguments: Any, seconds: int = 5) -> str:
+def in_child(action: Callable[..., str], *arguments: Any, seconds: int = 20) -> str:
     """Try it in a child of its own: what it returned, or the signal that ended it."""
     read, write = os.pipe()
     child = os.fork()
