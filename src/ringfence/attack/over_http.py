@@ -14,7 +14,7 @@ from ringfence.client import Client, RunResult, Sandbox
 from ringfence.client.calls import RunOptions
 from ringfence.domain.errors import RingfenceError
 
-PATIENCE = 60.0  # seconds beyond a program's own deadline before the server counts as stuck
+PATIENCE = 120.0  # seconds beyond a program's own deadline before the server counts as stuck
 
 
 class OverHttp:
