@@ -152,13 +152,13 @@ def test_runs_beside_each_other(host: Host) -> None:
         assert bytes(reply.out) == f"{n}\n".encode()
 
 
-def test_killing_the_interpreter_that_waits(bench: Bench, host: Host) -> None:
+def test_killing_the_interpreter_that_waits(bench: Bench, own: Host) -> None:
     """A program may kill everything it can reach: the next one runs all the same, however often that happens."""
     if not bench.subject.real:
         pytest.skip("declared: no interpreter")
     for turn in range(12):
-        host.open("exec", shell="kill -9 -1").answer()
-        reply = host.open("run", code=f"print({turn})")
+        own.open("exec", shell="kill -9 -1").answer()
+        reply = own.open("run", code=f"print({turn})")
         assert reply.answer()["exit"]["code"] == 0
         assert bytes(reply.out) == f"{turn}\n".encode()
 

@@ -187,6 +187,10 @@ class Host:
             raise ProtocolBroken(f"read refused: {reply.end}")
         return bytes(reply.out)
 
+    def unended(self) -> bool:
+        """Whether a stream is open still."""
+        return any(reply.end is None for reply in self._replies.values())
+
     def pump(self, seconds: float) -> bool:
         """Take what comes within `seconds`; False when nothing did."""
         if self.closed or not select.select([self.connection], [], [], seconds)[0]:

@@ -155,7 +155,8 @@ def _opened(name: str, instance: str, without: frozenset[str], fault: str) -> Ru
     privileged = os.geteuid() == 0
     groups = detect(instance, root=privileged)
     if name == "jail":
-        return Jail(groups, privileged=privileged, without=without, fault=fault)
+        compiled = Carried(TEMPLATES).compiled
+        return Jail(groups, privileged=privileged, compiled=compiled, without=without, fault=fault)
     tool = choose(name, installed())
     assert tool is not None
     return Oci(tool, groups, Carried(TEMPLATES), without=without, fault=fault)

@@ -49,7 +49,8 @@ class Subject:
 
 def _jail() -> Runtime:
     privileged = os.geteuid() == 0
-    return Jail(detect(f"test-{uuid.uuid4().hex[:12]}", root=privileged), privileged=privileged)
+    groups = detect(f"test-{uuid.uuid4().hex[:12]}", root=privileged)
+    return Jail(groups, privileged=privileged, compiled=Carried(TEMPLATES).compiled)
 
 
 def _jail_missing() -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.template import Image, Template
-from ringfence.guest.boot import GVISOR, HIDDEN, PLAIN
-from ringfence.guest.plan import SLOT_SIZE
+from ringfence.guest.boot import GVISOR, PLAIN
+from ringfence.guest.plan import HIDDEN, SLOT_SIZE
 from ringfence.runtimes.jail.runtime import UID_BLOCK, UID_BLOCKS
 from ringfence.runtimes.jail.runtime import UID_FLOOR as JAIL_FLOOR
 from ringfence.runtimes.oci import bundle, fences

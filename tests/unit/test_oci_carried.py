@@ -10,7 +10,7 @@ import pytest
 
 from ringfence.domain.errors import SandboxRefused
 from ringfence.domain.template import Image, Template
-from ringfence.guest.boot import HIDDEN
+from ringfence.guest.plan import HIDDEN
 from ringfence.runtimes.oci import bundle, carried
 from ringfence.runtimes.oci.carried import Carried, find, within
 from ringfence.templates.catalog import Catalog

@@ -30,7 +30,7 @@ from ringfence.runtimes.oci.carried import Carried
 from ringfence.runtimes.oci.runtime import Boxed, Oci
 from ringfence.runtimes.oci.versions import TOOLS, Found, choose, installed
 from ringfence.templates.catalog import Catalog
-from tests.support import ledger
+from tests.support import ledger, scale
 from tests.support.guestharness import Host
 from tests.support.loops import LoopThread
 from tests.support.subjects import SMALL, SUBJECTS, TEMPLATES, Subject
@@ -438,7 +438,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.5, 1.5])
+@pytest.mark.parametrize("moment", scale.some(0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.5, 1.5))
 def test_a_node_that_is_killed_takes_everything_along(
     opener: Opener, subject: Subject, tmp_path: Path, moment: float
 ) -> None:
@@ -460,7 +460,7 @@ def test_a_node_that_is_killed_takes_everything_along(
     assert not bench.left()
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2])
+@pytest.mark.parametrize("moment", scale.some(0.0, 0.01, 0.03, 0.06, 0.1, 0.2))
 def test_a_start_that_is_given_up_leaves_nothing(bench: Bench, moment: float) -> None:
     """Cancelled at any moment, a start takes back whatever it had made."""
     future = bench.thread.loop.create_task

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
@@ -16,7 +15,7 @@ from ringfence.api.auth import Authenticated, check_declared
 from ringfence.api.compat.e2b.app import E2b
 from ringfence.api.errors import answer
 from ringfence.api.front import Front
-from ringfence.api.schema import openapi_of
+from ringfence.api.schema import describer
 from ringfence.api.strict import JSON_BYTES, StrictRequest
 from ringfence.config import EdgeSettings
 from ringfence.domain.errors import RingfenceError
@@ -24,7 +23,6 @@ from ringfence.edge.ports import Ports
 from ringfence.engine.engine import Engine
 from ringfence.store.base import Store
 
-_encode: Final = msgspec.json.Encoder().encode
 ROUTES: Final = [
     *runs.ROUTES,
     *sandboxes.ROUTES,
@@ -79,8 +77,6 @@ def make_app(
     """The whole application, ready to be served. Without an edge's table of ports, none can be published."""
     app = make_litestar(engine, store, version)
     app.state.ports = published if published is not None else Ports(engine, store, EdgeSettings())
-    schema = openapi_of(ROUTES, version)
-    app.state.openapi = _encode(schema)
-    app.state.docs = pages.render_docs(schema, sockets.DESCRIBED)
+    app.state.described = pages.Described(describer(ROUTES, version), sockets.DESCRIBED)
     app.state.e2b = e2b
     return Front(app, hosts, body_seconds, e2b)

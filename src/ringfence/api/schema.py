@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -56,8 +57,11 @@ def _finish(operation: dict[str, Any]) -> None:
         )
 
 
-def openapi_of(routes: list[Any], version: str) -> dict[str, Any]:
-    """The routes as OpenAPI. Litestar reads them in an app of their own, so none is added to the served one."""
+def describer(routes: list[Any], version: str) -> Callable[[], dict[str, Any]]:
+    """What makes the routes' OpenAPI document. Litestar reads them in an app of their own: none is added to ours.
+
+    That app is made here, because that imports; reading the document out is the slower part, and imports nothing.
+    """
     config = OpenAPIConfig(
         title="ringfence",
         version=version,
@@ -67,7 +71,12 @@ def openapi_of(routes: list[Any], version: str) -> dict[str, Any]:
         render_plugins=[JsonRenderPlugin()],
         use_handler_docstrings=True,
     )
-    schema: dict[str, Any] = Litestar(routes, openapi_config=config, logging_config=None).openapi_schema.to_schema()
+    app = Litestar(routes, openapi_config=config, logging_config=None)
+    return lambda: _described(app)
+
+
+def _described(app: Litestar) -> dict[str, Any]:
+    schema: dict[str, Any] = app.openapi_schema.to_schema()
     for methods in schema["paths"].values():
         for operation in methods.values():
             _finish(operation)

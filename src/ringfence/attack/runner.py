@@ -18,7 +18,7 @@ from ringfence.attack.target import Neighbour, Target
 HELD: Final = "held"
 DIFFERS: Final = "differs"
 BREACHED: Final = "breached"
-STRANGERS: Final = 6  # siblings, where each is started for itself and only chance could make two alike
+STRANGERS: Final = 3  # siblings, where each is started for itself and only chance could make two alike
 
 
 @dataclass(frozen=True, slots=True)

@@ -364,8 +364,8 @@ RESOURCES: Final = (
     ),
     Probe(
         "output-bytes", (76,), Class.HOST_DOS, "Print single bytes, here and there in turn.",
-        "output", j.all_of(j.ended("output_capped", within=90), j.capped(MIB // 8)), limits={"output_bytes": MIB // 8},
-        facts={"way": "bytes"},
+        "output", j.all_of(j.ended("output_capped", within=90), j.capped(MIB // 32)),
+        limits={"output_bytes": MIB // 32}, facts={"way": "bytes"},
     ),
     Probe(
         "processor", (70,), Class.PEER_DOS, "Spin on many processes and threads at once.",

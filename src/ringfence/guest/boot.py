@@ -24,9 +24,8 @@ from ringfence.guest import agent, furnishing, processes, reseed, runner, steps
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.asks import BadAsk
-from ringfence.guest.plan import CHANNEL_FD, HOME, USER_ID, Plan, plan_from
+from ringfence.guest.plan import CHANNEL_FD, HIDDEN, HOME, USER_ID, Plan, plan_from
 
-HIDDEN: Final = "/.ringfence"  # where our code, and the interpreter we carry, are mounted until nobody needs them
 PLAIN: Final = "linux"  # the kernel a sandbox talks to is the host's
 GVISOR: Final = "gvisor"  # or gVisor's
 _SCRATCH: Final = "/tmp"  # noqa: S108 - where the scratch is mounted first; its own part of it covers it in the end

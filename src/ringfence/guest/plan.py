@@ -9,6 +9,8 @@ from ringfence.guest.annotations import Any, Final
 STAGE: Final = "/run/ringfence/stage"  # the pristine root, as the zygote sees it
 NEW_ROOT: Final = "/run/ringfence/new"  # where a sandbox assembles its own
 SCRATCH: Final = "/run/ringfence/scratch"  # where its one tmpfs is mounted before it is bound into place
+HIDDEN: Final = "/.ringfence"  # where our code, and the interpreter we carry, are mounted until nobody needs them
+BROKEN: Final = b"B"  # the first byte of what is said instead of a zygote's readiness: why there is none
 HOME: Final = "/home/user"
 CHANNEL_FD: Final = 3  # the one descriptor a sandbox keeps, beside the null device on 0 to 2
 OUTPUT_FDS: Final = (4, 5)  # and a lone run's outputs, until they are in place

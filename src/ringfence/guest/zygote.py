@@ -21,7 +21,7 @@ from ringfence.guest import agent, immortal, init, lone, reseed, runner, settle,
 from ringfence.guest import syscalls as sc
 from ringfence.guest.annotations import Any, Final
 from ringfence.guest.birth import ENDS, Birth, Unborn
-from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
+from ringfence.guest.plan import BROKEN, CHANNEL_FD, NOBODY, SLOT_SIZE, USER_ID, Plan, plan_from
 
 CONTROL_FD: Final = 3
 MAX_MESSAGE: Final = 4096
@@ -35,7 +35,7 @@ RANGE: Final = 1  # a uid range of its own
 SINGLE: Final = 2  # the one uid of whoever started us
 MAX_SHAPES: Final = 64
 ONE_USER: Final = b"%d 0 1\n" % USER_ID
-SPAWNED, FAILED, READY, BROKEN = b"S", b"F", b"R", b"B"  # the first byte of what the zygote says
+SPAWNED, FAILED, READY = b"S", b"F", b"R"  # the first byte of what the zygote says; or BROKEN
 
 
 class Prepared:

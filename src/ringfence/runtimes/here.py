@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ringfence.domain.egress import DEFAULT_FLOOR, Floor
+from ringfence.domain.errors import RingfenceError
 from ringfence.domain.gateways import Gateway
 from ringfence.network.network import Network
 from ringfence.runtimes.base import Runtime
@@ -43,7 +45,8 @@ def runtimes(
     """Open every runtime. Needs a running loop.
 
     Each has groups of its own, named after `instance`, so that each clears up what is its own. Asks every container
-    tool its version, so it may take a moment. Raises nothing for a tool that is missing or too old: that is told. All
+    tool its version, so it may take a moment; the first time after an update a second or two, for then what we bring
+    into sandboxes (carried.py) is made anew. Raises nothing for a tool that is missing or too old: that is told. All
     share one network, opened when the first sandbox needs it.
     """
     privileged = os.geteuid() == 0
@@ -52,9 +55,14 @@ def runtimes(
     network = (
         Network(floor=floor, resolvers=servers, gateways=gateways, roots=roots, name=instance) if privileged else None
     )
-    present: list[Runtime] = [Jail(detect(instance, root=privileged), privileged=privileged, network=network)]
+    groups = detect(instance, root=privileged)
     if not privileged:
-        return Here(tuple(present), dict.fromkeys(BY_TOOL, "it needs root"), {})
+        jail = Jail(groups, privileged=False)
+        return Here((jail,), dict.fromkeys(BY_TOOL, "it needs root"), {})
+    carried = Carried(templates)
+    with contextlib.suppress(RingfenceError):  # without a `base` template, say: then each zygote compiles for itself
+        carried.tree()
+    present: list[Runtime] = [Jail(groups, privileged=True, network=network, compiled=carried.compiled)]
     absent, warnings = {}, {}
     tools = installed()
     for name in BY_TOOL:
@@ -63,7 +71,7 @@ def runtimes(
             absent[name] = lacking(name, tools)
             continue
         groups = detect(f"{instance}-{name}", root=True)
-        present.append(Oci(tool, groups, Carried(templates), network=network))
+        present.append(Oci(tool, groups, carried, network=network))
         if tool.warning:
             warnings[name] = tool.warning
     return Here(tuple(present), absent, warnings)

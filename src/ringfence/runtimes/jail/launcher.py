@@ -7,17 +7,17 @@ sends it after it has put this process into its group, so nothing below starts u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
 
 from ringfence.guest import syscalls as sc
-from ringfence.guest.plan import NEW_ROOT, SCRATCH, STAGE
-from ringfence.guest.zygote import BROKEN
+from ringfence.guest.annotations import Any, Final
+from ringfence.guest.plan import BROKEN, NEW_ROOT, SCRATCH, STAGE
 
 CONTROL_FD: Final = 3
 CONFIG_FD: Final = 4
@@ -29,9 +29,19 @@ _PATH: Final = f"import sys; sys.path.insert(0, {CODE!r})"
 BOOT: Final = f"{_PATH}; from ringfence.guest.zygote import main; main()"
 PYTHON: Final = "/usr/bin/python3"
 # Twice: compiling our modules leaves a heap full of holes, a third of it, that every fork would copy the tables of.
-# The first run only leaves the compiled files, the second finds them.
+# The first run only leaves the compiled files, the second finds them. Not where they were brought along.
 # No -I and no -B: programs see sys.flags, and pass them on to interpreters they start. The variables here are ours.
 COMPILE: Final = f"{_PATH}; import os, ringfence.guest.zygote; os.execv({PYTHON!r}, ['python3', '-c', {BOOT!r}])"
+# What was brought along and turns out to be damaged is thrown away.
+QUICK: Final = f"""{_PATH}
+try:
+    from ringfence.guest.zygote import main
+except Exception:
+    import os, shutil
+    shutil.rmtree({CODE + "/ringfence/guest/__pycache__"!r})
+    os.execv({PYTHON!r}, ['python3', '-I', '-c', {COMPILE!r}])
+main()
+"""
 _READ_ONLY: Final = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV
 _QUIET: Final = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
 
@@ -61,13 +71,31 @@ def devices(root: str) -> None:
     sc.do(sc.mount("none", dev, flags=sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC))
 
 
-def guest_code(root: str, sources: dict[str, bytes]) -> None:
+def guest_files(compiled: str) -> dict[str, bytes]:
+    """Our guest package: its sources, and from the directory `compiled`, if any, what they were compiled to."""
+    files = {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
+    for file in sorted(Path(compiled).glob("*.pyc")) if compiled else ():
+        with contextlib.suppress(OSError):  # superseded, and just now removed
+            files[f"__pycache__/{file.name}"] = file.read_bytes()
+    return files
+
+
+def guest_code(root: str, files: dict[str, bytes]) -> None:
     """Put our guest package where the template's interpreter can import it."""
     package = Path(f"{root}{CODE}/ringfence/guest")
-    package.mkdir(parents=True)
+    (package / "__pycache__").mkdir(parents=True)
     (package.parent / "__init__.py").touch()
-    for name, source in sources.items():
-        (package / name).write_bytes(source)
+    for name, content in files.items():
+        (package / name).write_bytes(content)
+
+
+def first_words(files: dict[str, bytes]) -> list[str]:
+    """How the template's interpreter is started: at once, if these files were compiled by one of its version."""
+    version = ""
+    with contextlib.suppress(OSError):
+        version = os.readlink(PYTHON).rpartition("/")[2].removeprefix("python").replace(".", "")
+    known = f"__pycache__/zygote.cpython-{version}.pyc" in files
+    return ["python3", "-c", QUICK] if known else ["python3", "-I", "-c", COMPILE]
 
 
 def template(template_fd: int, place: str, flags: int) -> None:
@@ -84,7 +112,7 @@ def template(template_fd: int, place: str, flags: int) -> None:
     os.chdir("/")
 
 
-def build_root(template_fd: int, trusted_fd: int, sources: dict[str, bytes], *, read_only: bool) -> str:
+def build_root(template_fd: int, trusted_fd: int, files: dict[str, bytes], *, read_only: bool) -> str:
     """Assemble the zygote's root in a private mount tree; returns where it stands.
 
     Its sandboxes' files may be a tenant's own making: then what runs before the fences stand is of ours.
@@ -108,7 +136,7 @@ def build_root(template_fd: int, trusted_fd: int, sources: dict[str, bytes], *, 
     for place, mode in (("/tmp", "1777"), ("/home/user", "0755")):  # noqa: S108 - the zygote's own
         sc.do(sc.mount("tmpfs", root + place, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"size=64m,mode={mode}"))
     sc.do(sc.mount("proc", f"{root}/proc", "proc", _QUIET))
-    guest_code(root, sources)
+    guest_code(root, files)
     for place in (STAGE, NEW_ROOT, SCRATCH):
         os.mkdir(root + place)
     sc.do(sc.bind(pristine, root + STAGE, sc.MS_REC))
@@ -129,7 +157,7 @@ def own_clock() -> bool:
     return True
 
 
-def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
+def become_zygote(config: dict[str, Any], files: dict[str, bytes]) -> None:
     """In the child, mapped: build the root, leave the host's tree, exec the template's interpreter."""
     # Opened here because a bind needs a mount of this namespace, and now because the next lines give up the uid
     # that may walk through a state directory closed to others.
@@ -146,7 +174,7 @@ def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     os.setsid()
     sc.execute(sc.call("sethostname", b"sandbox", 7))
     clock = "time_namespace" not in config["without"] and own_clock()
-    root = build_root(template_fd, trusted_fd, sources, read_only="read_only_root" not in config["without"])
+    root = build_root(template_fd, trusted_fd, files, read_only="read_only_root" not in config["without"])
     sc.do(sc.pivot_into(root))
     if "no_new_privileges" not in config["without"]:
         sc.execute(sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1))
@@ -156,7 +184,7 @@ def become_zygote(config: dict[str, Any], sources: dict[str, bytes]) -> None:
     os.dup2(reader, CONFIG_FD)
     sc.execute(sc.close_from(CONFIG_FD + 1))
     env = {name: value for name, value in config["zygote"]["env"].items() if name != "LD_PRELOAD"}
-    os.execve(PYTHON, ["python3", "-I", "-c", COMPILE], env)  # noqa: S606 - the template's own
+    os.execve(PYTHON, first_words(files), env)  # noqa: S606 - the template's own
 
 
 def main() -> int:
@@ -166,7 +194,7 @@ def main() -> int:
     with os.fdopen(CONFIG_FD, closefd=True) as file:
         config = json.load(file)
     # Read while we still may: below, this uid is given up and other trees are mounted over /tmp.
-    sources = {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
+    files = guest_files(config["compiled"])
     waiting, go = os.pipe()
     flags = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET
     pid, _ = sc.Cloner(flags | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS | sc.CLONE_NEWCGROUP).clone()
@@ -174,7 +202,7 @@ def main() -> int:
         try:
             os.close(go)
             if os.read(waiting, 1):
-                become_zygote(config, sources)
+                become_zygote(config, files)
         except BaseException as error:  # noqa: BLE001 - the node must hear why, whatever it was
             os.write(CONTROL_FD, BROKEN + f"{type(error).__name__}: {error}"[:2000].encode())
         finally:

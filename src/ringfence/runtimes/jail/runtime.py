@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ringfence.claims import Claims
@@ -131,7 +132,8 @@ class Jail(OnWires):
     """See runtimes/base.py for what each verb promises.
 
     `without` and `fault` weaken or break the set-up so that tests can show what each layer holds back; no
-    command, file or variable reaches them.
+    command, file or variable reaches them. `compiled` says where our own code's compiled files are, if anywhere:
+    without them each zygote compiles it for itself.
     """
 
     name = "jail"
@@ -142,6 +144,7 @@ class Jail(OnWires):
         *,
         privileged: bool,
         network: Network | None = None,
+        compiled: Callable[[], Path | None] = lambda: None,
         rest_seconds: float = REST_SECONDS,
         without: frozenset[str] = frozenset(),
         fault: str = "",
@@ -151,6 +154,7 @@ class Jail(OnWires):
         self._without = without
         self._fault = fault
         self._wired = Wired(network)
+        self._compiled = compiled
         self._seccomp = base64.b64encode(compile_filter()).decode()
         self._zygotes: dict[ZygoteKey, Zygote] = {}
         self._young: set[Zygote] = set()  # not ready yet
@@ -309,6 +313,7 @@ class Jail(OnWires):
             await self._in_thread(lambda: self._groups.create(zygote.name, _ZYGOTE_LIMITS))
             await self._in_thread(lambda: self._groups.attach(zygote.name, zygote.launcher_pid))
             env = {**environment.BASE, **dict(spec.template.env)}
+            compiled = await self._in_thread(self._compiled)
             zygote.configure(
                 {
                     "root": self._privileged,
@@ -316,6 +321,7 @@ class Jail(OnWires):
                     "uid_count": UID_BLOCK,
                     "template_root": str(spec.template_root),
                     "trusted_root": str(spec.trusted_root or spec.template_root),
+                    "compiled": str(compiled or ""),
                     "without": sorted(self._without),
                     "zygote": {
                         "seccomp": self._seccomp,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ringfence.domain.errors import SandboxRefused
-from ringfence.guest.plan import Plan
+from ringfence.guest.plan import BROKEN, Plan
 from ringfence.guest.steps import clone_flags
-from ringfence.guest.zygote import BROKEN, FAILED, HEADER, ID_SIZE, RANGE, READY, SINGLE, SPAWNED
+from ringfence.guest.zygote import FAILED, HEADER, ID_SIZE, RANGE, READY, SINGLE, SPAWNED
 
 MAX_MESSAGE: Final = 64 * 1024
 READY_SECONDS: Final = 60.0  # importing pandas on a cold page cache takes seconds

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.template import Image, Template
-from ringfence.guest.boot import GVISOR, HIDDEN, PLAIN
-from ringfence.guest.plan import CHANNEL_FD, NOBODY, SLOT_SIZE
+from ringfence.guest.boot import GVISOR, PLAIN
+from ringfence.guest.plan import CHANNEL_FD, HIDDEN, NOBODY, SLOT_SIZE
 from ringfence.runtimes.environment import BASE
 
 PYTHON: Final = "/usr/bin/python3"

@@ -105,8 +105,25 @@ class Carried:
             known = self._made[built.digest] = self._make(built)
         return known
 
+    def compiled(self) -> Path | None:
+        """Where our own code's compiled files are, once the tree was made; blocks for a moment, and makes nothing.
+
+        They were made by the `base` template's Python; another version of Python looks for other names.
+        """
+        try:
+            built = self._catalog.read(SOURCE)
+        except RingfenceError:
+            return None
+        known = self._made.get(built.digest)
+        if known is None or not known.is_dir():
+            known = self._place / _digest(built.digest, _sources())
+            if not known.is_dir():
+                return None
+            self._made[built.digest] = known
+        return known / "code" / "ringfence" / "guest" / "__pycache__"
+
     def _make(self, built: Built) -> Path:
-        sources = {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
+        sources = _sources()
         target = self._place / _digest(built.digest, sources)
         if target.is_dir():
             return target
@@ -144,6 +161,10 @@ def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _sources() -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(GUEST.glob("*.py"))}
 
 
 def _digest(base: str, sources: dict[str, bytes]) -> str:

@@ -19,10 +19,10 @@ import signal
 import stat
 import sys
 from pathlib import Path
-from typing import Any, Final
 
 from ringfence.guest import syscalls as sc
-from ringfence.guest.boot import HIDDEN
+from ringfence.guest.annotations import Any, Final
+from ringfence.guest.plan import HIDDEN
 from ringfence.runtimes.jail.launcher import DEVICES, own_clock
 
 CHANNEL_FD: Final = 3
