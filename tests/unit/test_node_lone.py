@@ -99,6 +99,12 @@ def test_nobody_waits_for_a_child_that_holds_the_output(node: Node) -> None:
     assert ran.wall_seconds < 300
 
 
+def test_the_collector_sees_the_program_and_nothing_of_ours(node: Node) -> None:
+    """What was there before is no business of a program's collections: to look at it would copy the page it is on."""
+    code = "import gc; gc.collect(); print(len(gc.get_objects()) < 100)"
+    assert run(node, code).said["text"] == "True\n"
+
+
 def test_a_program_holds_no_descriptor_of_ours(node: Node) -> None:
     """Standard streams, and nothing else: the channel was closed before it began."""
     code = "import os; print(sorted(int(fd) for fd in os.listdir('/proc/self/fd')))"

@@ -48,6 +48,17 @@ def read_frame(fd: int) -> frames.Frame:
     return found[0]
 
 
+def rehearse() -> None:
+    """Take an order that is none, as a real one is taken: the pages this dirties are copied while nobody waits."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, frames.encode(frames.OPEN, STREAM, b'{"op": "run", "code": "", "argv": []}'))
+        order_of(json.loads(read_frame(reader).payload), NAME)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 class Place:
     """How the interpreter's process is arranged, prepared in the zygote: descriptors, name, and the page."""
 
@@ -97,23 +108,13 @@ class Lone:
         if "reseed" not in self._plan.without:
             reseed.apply(self._reseeders)
         runner.prepare(streams=False)
-        self._rehearse()
+        rehearse()
         os.write(CHANNEL_FD, self._ready)
         try:
             request = json.loads(read_frame(CHANNEL_FD).payload)
         except EOFError:
             return 0
         return self._run(request)
-
-    def _rehearse(self) -> None:
-        """Take an order that is none, as a real one is taken: the pages this dirties are copied while nobody waits."""
-        reader, writer = os.pipe()
-        try:
-            os.write(writer, frames.encode(frames.OPEN, STREAM, b'{"op": "run", "code": "", "argv": []}'))
-            order_of(json.loads(read_frame(reader).payload), NAME)
-        finally:
-            os.close(reader)
-            os.close(writer)
 
     def _run(self, request: dict[str, Any]) -> int:
         myself = os.getpid()

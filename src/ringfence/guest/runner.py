@@ -227,6 +227,7 @@ def prepare(*, streams: bool = True) -> None:
     if streams:
         _fresh_streams()
     rehearse()
+    gc.freeze()  # what is here by now is nothing that a program's collections need to look at
 
 
 def make_streams() -> None:
