@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -97,6 +98,27 @@ def test_nobody_waits_for_a_child_that_holds_the_output(node: Node) -> None:
     ran = run(node, code)
     assert (ran.how, ran.said["text"]) == ("exited", "mine\n")
     assert ran.wall_seconds < 300
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_who_asks_at_once_and_who_asks_late_get_the_same(node: Node, seconds: float) -> None:
+    """A sandbox that nobody has asked yet rehearses after a while; a program finds nothing of that, nor misses it."""
+    code = "import gc, os, sys; print(dir(), sys.argv, sorted(os.listdir()), gc.isenabled(), sys.modules['__main__'].x)"
+    live = node.claim(limits=LIMITS, lone=True)
+    time.sleep(seconds)  # eight times as long as it waits before it rehearses; if it does so later, nothing is wrong
+    try:
+        ran = node.perform(live, {"op": "run", "code": f"x = 1\n{code}", "argv": ["a"]}, 20)
+    finally:
+        node.release(live)
+    names = ["__builtins__", "__cached__", "__doc__", "__file__", "__loader__", "__name__"]
+    names += ["__package__", "__spec__", "gc", "os", "sys", "x"]
+    assert ran.said["text"] == f"{names} ['/home/user/main.py', 'a'] ['main.py'] True 1\n"
+
+
+def test_the_collector_sees_the_program_and_nothing_of_ours(node: Node) -> None:
+    """What was there before is no business of a program's collections: to look at it would copy the page it is on."""
+    code = "import gc; gc.collect(); print(len(gc.get_objects()) < 100)"
+    assert run(node, code).said["text"] == "True\n"
 
 
 def test_a_program_holds_no_descriptor_of_ours(node: Node) -> None:

@@ -197,6 +197,7 @@ def main(order_fd: int, report: mmap.mmap | None = None) -> None:
     try:
         hide()
         prepare()
+        rehearse()
         with contextlib.suppress(BrokenPipeError):  # whoever sent an order at once does not wait for this word
             os.write(order_fd, READY)
         order = await_order(order_fd)
@@ -222,11 +223,11 @@ def hide() -> None:
 
 
 def prepare(*, streams: bool = True) -> None:
-    """Everything that can be done before the order is known; the `streams` may have been made before the fork."""
+    """All that must be done before the order is known; the `streams` may have been made before the fork."""
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # as Python's own fork would have done
     if streams:
         _fresh_streams()
-    rehearse()
+    gc.freeze()  # what is here by now is nothing that a program's collections need to look at
 
 
 def make_streams() -> None:

@@ -34,6 +34,7 @@ HEADER: Final = struct.Struct(f">IBI{ID_SIZE}s")  # clone flags, how uids are ma
 RANGE: Final = 1  # a uid range of its own
 SINGLE: Final = 2  # the one uid of whoever started us
 MAX_SHAPES: Final = 64
+REHEARSALS: Final = 8  # after these the interpreter has specialised what it runs: forks do not write that again
 ONE_USER: Final = b"%d 0 1\n" % USER_ID
 SPAWNED, FAILED, READY = b"S", b"F", b"R"  # the first byte of what the zygote says; or BROKEN
 
@@ -72,7 +73,9 @@ class Zygote:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
         hooks = agent.imported(self.preload)
         self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
-        runner.rehearse()
+        for _ in range(REHEARSALS):
+            runner.rehearse()
+            lone.rehearse()
         runner.hide()
         threads = len(os.listdir("/proc/self/task"))
         if threads != 1:
@@ -138,6 +141,7 @@ class Zygote:
             ready = agent.first_frame({"ready": {"layers": steps.in_force(plan, self.landlock_abi)}})
             place = lone.Place(plan, self.machine) if plan.lone else None
             known = self.shapes[shape] = Prepared(plan, program, ready, place)
+            gc.freeze()  # else each fork's collector looks through it, and copies every page that it is on
         return known
 
     def become_sandbox(self, prepared: Prepared, ends: tuple[int, ...]) -> None:
@@ -170,6 +174,7 @@ class Zygote:
                 self.plain = True
                 return None
             prepared.births[id(cloner)] = known
+            gc.freeze()
         return known
 
     def give_birth(self, birth: Birth, ends: tuple[int, ...]) -> tuple[int, int]:
