@@ -158,7 +158,7 @@ def main(order: dict[str, Any], rest: bytes) -> None:
     """Serve cells until there are no more requests."""
     interrupts = Interrupts()
     speech = Speech(1, interrupts)
-    asked = requests(0, rest)
+    asked = requests(0, rest, speech)
     enter(order["cwd"])
     cells = Cells(speech, Capture(speech, interrupts), interrupts)
     interrupts.listen()
