@@ -15,13 +15,27 @@ from ringfence.domain.errors import PlatformFault
 from tests.support import scale
 
 EVERY = scale.EVERYTHING  # every release; else the newest and the oldest, which takes a third as long
-PYTHON = (NEWEST, "2.45.1", "2.31.0", "2.20.0", "2.2.4", "1.5.5") if EVERY else (NEWEST, "1.5.5")
-JAVASCRIPT = (NEWEST, "2.45.0", "2.28.0", "2.0.1") if EVERY else (NEWEST, "2.0.1")
+# Each release of a client, and the code interpreter's of its time that can be used with it.
+PAIRS = {
+    "python": {
+        NEWEST: NEWEST, "2.45.1": "2.9.1", "2.31.0": "2.8.1", "2.20.0": "2.6.0", "2.2.4": "2.0.0", "1.5.5": "1.5.0"
+    },
+    "javascript": {NEWEST: NEWEST, "2.45.0": "2.7.2", "2.28.0": "2.6.1", "2.0.1": "2.0.0"},
+}  # fmt: skip
+RELEASES = [
+    (language, version)
+    for language, pairs in PAIRS.items()
+    for version in (pairs if EVERY else (NEWEST, list(pairs)[-1]))
+]
+PYTHON = tuple(version for language, version in RELEASES if language == "python")
 
 
 def python(version: str) -> Path:
-    """A directory for PYTHONPATH with this release and what it needs."""
-    return packages(version, fetched.released("e2b", version))
+    """A directory for PYTHONPATH with this release, its code interpreter, and what they need."""
+    try:
+        return fetched.interpreter(version, PAIRS["python"][version])
+    except PlatformFault as error:
+        absent(error.cause)
 
 
 def packages(name: str, *wanted: str) -> Path:
@@ -41,8 +55,13 @@ def node() -> Path:
 
 
 def javascript(version: str) -> Path:
-    """A directory whose node_modules has this release."""
-    return _installed(f"js-{version}", f"e2b@{version.replace(NEWEST, 'latest')}")
+    """A directory whose node_modules has this release and its code interpreter."""
+    named = {"e2b": version, "@e2b/code-interpreter": PAIRS["javascript"][version]}
+    wanted = [f"{package}@{release.replace(NEWEST, 'latest')}" for package, release in named.items()]
+    try:
+        return fetched.fetched(f"js-both-{version}", lambda place: [*npm(place), *wanted])
+    except PlatformFault as error:
+        absent(error.cause)
 
 
 def npm(place: Path) -> list[str]:
@@ -51,28 +70,8 @@ def npm(place: Path) -> list[str]:
     return [str(node()), str(tool), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(place)]
 
 
-def python_interpreter(client: str, interpreter: str) -> Path:
-    """A directory for PYTHONPATH with this release of the code interpreter on this one of the client."""
-    try:
-        return fetched.interpreter(client, interpreter)
-    except PlatformFault as error:
-        absent(error.cause)
-
-
-def javascript_interpreter(version: str) -> Path:
-    """A directory whose node_modules has this release of the code interpreter."""
-    return _installed(f"js-ci-{version}", f"@e2b/code-interpreter@{version.replace(NEWEST, 'latest')}")
-
-
 def absent(why: str) -> NoReturn:
     """Where CI runs nothing may be missing."""
     if os.environ.get("CI") == "true":
         pytest.fail(why)
     pytest.skip(why)
-
-
-def _installed(name: str, package: str) -> Path:
-    try:
-        return fetched.fetched(name, lambda place: [*npm(place), package])
-    except PlatformFault as error:
-        absent(error.cause)

@@ -62,12 +62,13 @@ class Served:
         with self.client() as client:
             deadline = time.monotonic() + 60
             while True:
-                seen = client.post("/v2/sandboxes", json={"templateID": template, "timeout": 1})
+                seen = client.post("/v2/sandboxes", json={"templateID": template, "timeout": 60})
                 if seen.status_code != 503 or time.monotonic() > deadline:  # the first of a template may take a while
                     break
-        if seen.status_code == 400 and seen.json()["message"].startswith("no "):
-            sdks.absent(seen.json()["message"])
-        assert seen.status_code == 201, seen.text
+            if seen.status_code == 400 and seen.json()["message"].startswith("no "):
+                sdks.absent(seen.json()["message"])
+            assert seen.status_code == 201, seen.text
+            client.delete(f"/sandboxes/{seen.json()['sandboxID']}").raise_for_status()
 
 
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def serving(settings: str = "") -> Iterator[Served]:
     state.chmod(0o755)
     config, edge_port = state / "server.toml", free_port()
     config.write_text(f"wait_seconds = 60\n[edge]\nport = {edge_port}\n{settings}")
-    nameserver = f"127.53.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}"  # no other test process asks there
+    nameserver = f"127.53.{edge_port >> 8}.{edge_port & 0xFF}"  # nobody else asks there
     (state / "resolv.conf").write_text(f"nameserver {nameserver}\n")
     words = ["--state", str(state), "--templates", TEMPLATES, "--port", str(free_port()), "--config", str(config)]
     with (state / "log").open("wb") as log:

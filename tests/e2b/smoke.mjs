@@ -2,6 +2,7 @@
 // Nothing of the client is changed; where a release lacks a call, its older spelling is used.
 
 import path from 'node:path'
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { strict as assert } from 'node:assert'
 
@@ -87,7 +88,9 @@ const claims = {
   },
   async two_hundred_megabytes_go_up_and_down(box) {
     const piece = new Uint8Array(1024 * 1024)
-    await box.files.write('big', new Blob(Array(big / piece.length).fill(piece)))
+    let left = big / piece.length
+    const pull = (into) => (left-- > 0 ? into.enqueue(piece.slice()) : into.close())
+    await box.files.write('big', new ReadableStream({ pull }))
     assert.equal(Number((await box.commands.run('stat -c %s big')).stdout), big)
     let size = 0
     for await (const chunk of await box.files.read('big', { format: 'stream' })) size += chunk.length
@@ -121,6 +124,24 @@ const claims = {
     assert.equal(await (await fetch(down)).text(), 'seen')
     assert.equal((await fetch(up, { method: 'POST', body: form })).status, 200)
     assert.equal(await box.files.read('up.txt'), 'from a form')
+  },
+  async a_server_inside_is_reached_by_its_name(box) {
+    if (!process.env.E2B_DOMAIN) return
+    await box.files.write('echo.py', readFileSync(new URL('echo.py', import.meta.url), 'utf8'))
+    await box.commands.run('python3 echo.py 8000', { background: true })
+    const knock = `python3 -c "import socket; socket.create_connection(('localhost', 8000))"`
+    await box.commands.run(`until ${knock} 2>/dev/null; do sleep 0.05; done`)
+    const page = await fetch(`https://${box.getHost(8000)}/by/name`)
+    assert.equal(await page.text(), '/by/name')
+    const line = new WebSocket(`wss://${box.getHost(8000)}/`)
+    await new Promise((opened, failed) => Object.assign(line, { onopen: opened, onerror: failed }))
+    const heard = new Promise((told, failed) => Object.assign(line, { onmessage: told, onclose: failed }))
+    line.send('grün')
+    assert.equal((await heard).data, 'grün')
+    line.close()
+    const closed = await fetch(`https://${box.getHost(8001)}/`)
+    assert.equal(closed.status, 502)
+    assert((await closed.text()).includes('port is not open'))
   },
   async a_kill_under_a_stream_is_told() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })

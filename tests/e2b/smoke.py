@@ -14,6 +14,7 @@ import inspect
 import io
 import json
 import os
+import ssl
 import sys
 import threading
 import time
@@ -22,8 +23,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import e2b
+import websockets.sync.client
 from e2b import Sandbox
 
 PATIENCE = 200.0  # seconds: by then something hangs
@@ -96,6 +99,7 @@ def its_time_is_changed(box):
     box.set_timeout(90)
     end = box.get_info().end_at
     assert 60 < end.timestamp() - time.time() < 91
+    box.set_timeout(300)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -341,15 +345,19 @@ def what_is_used_is_told(box):
 
 @claim
 def a_server_inside_is_reached_by_its_name(box):
-    """Where names are known; a port that nobody listens at says so."""
+    """By HTTP and by WebSocket, where names are known; a port that nobody listens at says so."""
     if not os.environ.get("E2B_DOMAIN"):
         return
-    box.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True)
-    box.files.write("page.txt", "by name")
+    box.files.write("echo.py", (Path(__file__).parent / "echo.py").read_text())
+    box.commands.run("python3 echo.py 8000", background=True)
     knock = "import socket; socket.create_connection(('localhost', 8000))"
     box.commands.run(f'until python3 -c "{knock}" 2>/dev/null; do sleep 0.05; done')
-    page = urllib.request.urlopen(f"https://{box.get_host(8000)}/page.txt", timeout=60)
-    assert page.read() == b"by name"
+    assert urllib.request.urlopen(f"https://{box.get_host(8000)}/by/name", timeout=60).read() == b"/by/name"
+    trust = ssl.create_default_context()  # which reads SSL_CERT_FILE
+    with websockets.sync.client.connect(f"wss://{box.get_host(8000)}/", ssl=trust, proxy=None, open_timeout=60) as line:
+        for words in ("grün", b"\0\xff"):
+            line.send(words)
+            assert line.recv(60) == words
     closed = raises(lambda: urllib.request.urlopen(f"https://{box.get_host(8001)}/", timeout=60))
     assert closed.code == 502
     assert "port is not open" in closed.read().decode()

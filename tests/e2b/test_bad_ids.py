@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ringfence.api.compat.e2b import plane
+from ringfence.api.compat.e2b.routes import ANY, _absent, table_of
 from tests.e2b.server import DOMAIN, Served
 from tests.e2b.test_bad_input import CONTROL, NOBODY, STREAMS, UNARY
 from tests.e2b.wire import Box, envelope, make
@@ -57,6 +59,27 @@ WAKES = {
     "/v2/sandboxes/{id}/connect": 201,
     "/sandboxes/{id}/resume": 201,
 }
+
+
+def test_every_route_is_tried() -> None:
+    """These lists name all that the server serves by a sandbox's id: a new route fails here until it is added."""
+    absent: Any = NoControl()
+    table = table_of(absent, absent)
+    served = {
+        (method, "/" + "/".join("{id}" if part == ANY else part for part in pattern))
+        for pattern, methods in table.items()
+        for method, handler in methods.items()
+        if ANY in pattern and handler is not _absent  # what this server does not have is a 501, whatever the id
+    }
+    assert served == {(method, path) for method, path, _ in CONTROL}
+    assert {path for _, path, _ in DAEMON if path.count(".") > 0} == {*plane.UNARY, *plane.STREAMING}
+
+
+class NoControl:
+    """Has every handler."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
 
 
 def paused(server: Served, **more: Any) -> Box:

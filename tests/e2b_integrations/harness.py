@@ -30,7 +30,7 @@ def ran(made: Served, release: Path, program: Path, **env: str) -> subprocess.Co
     """A program run as its user would: a framework beside it, a key and a domain around it, nothing changed."""
     around = {**made.env(domain=True), "PYTHONPATH": f"{release}:{HERE}", **env}
     words = [*made.words(domain=True), sys.executable, "-P", str(program)]
-    return subprocess.run(words, env=around, capture_output=True, text=True, timeout=110, check=False, cwd="/")
+    return subprocess.run(words, env=around, capture_output=True, text=True, timeout=270, check=False, cwd="/")
 
 
 def failures(made: Served, release: Path, program: str, **env: str) -> dict[str, str]:

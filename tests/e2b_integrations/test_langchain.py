@@ -11,7 +11,7 @@ from tests.support import scale
 pytestmark = pytest.mark.skipif(not scale.EVERYTHING, reason=scale.IN_CI)
 
 
-@pytest.mark.timeout(400)  # it may have to be fetched
+@pytest.mark.timeout(580)  # it may have to be fetched
 @pytest.mark.parametrize("isolation", scale.RUNTIMES)
 def test_its_deep_agents_work_unmodified(isolation: str) -> None:
     """Every tool of theirs, on every runtime."""

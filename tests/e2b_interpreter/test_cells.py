@@ -193,6 +193,18 @@ def test_a_quiet_cell_is_kept_alive(sandbox: Sandbox) -> None:
     assert sandbox.run("import time; time.sleep(6.5)").of("keepalive")
 
 
+def test_what_cells_print_and_show_is_not_kept(sandbox: Sandbox) -> None:
+    """A notebook may go on for ever: a kernel does not grow with what it said, whether text, pictures or errors."""
+    held = "import re\nint(re.search(r'RssAnon:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    loud = "from IPython.display import display, HTML\nfor _ in range(100): print('x' * 99_999)\n"
+    loud += "for _ in range(10): display(HTML('y' * 999_999))\nraise ValueError('z' * 60_000)"
+    sandbox.run(loud)
+    before = int(sandbox.run(held).text)
+    for _ in range(3):
+        assert sandbox.run(loud).error["name"] == "ValueError"
+    assert int(sandbox.run(held).text) - before < 20_000  # KiB, of 60 MB that were said
+
+
 def test_one_hundred_megabytes_pass(sandbox: Sandbox, isolation: str) -> None:
     """Output is passed on piece by piece, whichever way it was written."""
     code = "for _ in range(100): print('x' * 999_999)" if isolation == "jail" else "!yes | head -c 100000000"

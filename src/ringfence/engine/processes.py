@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
@@ -68,6 +68,15 @@ class LiveProcess:
     def resize(self, size: wire.PtySize) -> None:
         """Tell its terminal."""
         self.reader.control(_encode({"resize": {"cols": size.cols, "rows": size.rows}}))
+
+    def leave(self) -> None:
+        """Follow it no more. What was not started detached ends with this."""
+        self.reader.cancel()
+
+    def kill(self) -> None:
+        """End it with its group, and follow it no more."""
+        self.signal("KILL")
+        self.leave()
 
     def signal(self, wanted: str | int) -> None:
         """Signal it and its group."""
@@ -155,18 +164,33 @@ class Processes:
             live.reader.cancel()
         return wire.ProcessStarted(pid=live.pid)
 
-    async def kernel(self, tenant: str, sandbox_id: str, code: str, env: Mapping[str, str]) -> LiveProcess:
+    async def kernel(self, tenant: str, sandbox_id: str, code: str, env: Mapping[str, str], tag: str) -> LiveProcess:
         """Start Python source as a kernel: a program that is spoken to by its input while it lives.
 
-        The caller bounds what it says, and ends it by cancelling its reader.
+        The caller bounds what it says, and ends it by kill(): it outlives whoever merely leaves it.
         """
-        words: dict[str, Any] = {"op": "run", "code": code, "filename": NOWHERE, "env": dict(env), "stdin": True}
+        words = {"op": "run", "code": code, "filename": NOWHERE, "env": dict(env), "stdin": True}
+        return await self._kernel(tenant, sandbox_id, {**words, "tag": tag, "detach": True}, LiveProcess.kill)
+
+    async def kernels(self, tenant: str, sandbox_id: str) -> list[wire.Process]:
+        """Those that run, whoever began them."""
+        listed = await self.list(tenant, sandbox_id)
+        return [each for each in listed if each.running and each.kind == "run" and each.argv[:1] == [NOWHERE]]
+
+    async def kernel_again(self, tenant: str, sandbox_id: str, pid: int) -> LiveProcess:
+        """Follow a kernel that runs already, from now on."""
+        words = {"op": "attach", "pid": pid, "replay": False}
+        return await self._kernel(tenant, sandbox_id, words, LiveProcess.leave)
+
+    async def _kernel(
+        self, tenant: str, sandbox_id: str, words: dict[str, Any], failed: Callable[[LiveProcess], None]
+    ) -> LiveProcess:
         live = LiveProcess(self, tenant, sandbox_id)
         await self._sandboxes.open(tenant, sandbox_id, live.reader, words, kernel=True)
         try:
             await live.begun()
         except BaseException:
-            live.reader.cancel()
+            failed(live)
             raise
         return live
 

@@ -69,7 +69,7 @@ def serve(order: dict[str, Any], rest: bytes, start: Callable[[Interrupts], tupl
     """Serve cells with a program that `start` makes. It ends when a cell says so by False, as the program did."""
     interrupts = Interrupts()
     speech = Speech(1, interrupts)
-    asked = requests(0, rest)
+    asked = requests(0, rest, speech)
     os.makedirs(order["cwd"], exist_ok=True)
     os.chdir(order["cwd"])
     capture = Capture(speech, interrupts)

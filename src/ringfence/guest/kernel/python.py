@@ -51,6 +51,7 @@ class Cells:
         shell.displayhook.start_displayhook = shell.displayhook.write_output_prompt = silent
         shell.displayhook.finish_displayhook = shell.display_pub.clear_output = silent
         shell.enable_gui = silent
+        shell._tee = lambda *_, **__: contextlib.nullcontext()  # IPython 9 would keep all that cells ever print
         shell.displayhook.write_format_data = self._result
         shell.display_pub.publish = self._displayed
         shell._showtraceback = self._traceback
@@ -96,9 +97,17 @@ class Cells:
             except KeyboardInterrupt:  # it came when nothing of the cell's was running
                 self._interrupted()
         self._capture.settle()
+        self._forget()
         self._speech.say({"kind": "done", "id": request["id"], "last": self._leaving})
         if self._leaving:
             os._exit(0)
+
+    def _forget(self) -> None:
+        """Let go of what IPython 9 keeps of results and errors for notebooks that are saved."""
+        for name in ("outputs", "exceptions"):
+            kept = getattr(self.shell.history_manager, name, None)
+            if isinstance(kept, dict):
+                kept.clear()
 
     def _cell(self, code: str) -> None:
         self._interrupts.running = True
@@ -149,7 +158,7 @@ def main(order: dict[str, Any], rest: bytes) -> None:
     """Serve cells until there are no more requests."""
     interrupts = Interrupts()
     speech = Speech(1, interrupts)
-    asked = requests(0, rest)
+    asked = requests(0, rest, speech)
     enter(order["cwd"])
     cells = Cells(speech, Capture(speech, interrupts), interrupts)
     interrupts.listen()

@@ -19,6 +19,7 @@ RESERVE: Final = 24  # descriptors at the top of what a process may have; ours a
 LOST: Final = 70  # exit code of a kernel that cannot be heard any more (sysexits.h EX_SOFTWARE)
 MOST_TEXT: Final = 64 * 1024  # characters of an error's name and value
 MOST_TRACE: Final = 512 * 1024
+GREETING: Final = {"hello": True}
 MOST_SHOWN: Final = 8 * 1024 * 1024  # bytes of one result, all of its representations together
 
 
@@ -72,13 +73,16 @@ class Speech:
         self._lock = threading.RLock()
         self._process = os.getpid()
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Send one message; waits while nobody reads. In a fork of the kernel this says nothing."""
+    def say(self, message: dict[str, Any], *, afresh: bool = False) -> None:
+        """Send one message; waits while nobody reads. In a fork of the kernel this says nothing.
+
+        `afresh` ends whatever line whoever listens now has not heard from its beginning.
+        """
         if os.getpid() != self._process:
             return
         line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         with self._interrupts, self._lock:
-            view = memoryview(line)
+            view = memoryview(b"\n" + line if afresh else line)
             try:
                 while view:
                     view = view[os.write(self._fd, view) :]
@@ -107,6 +111,15 @@ class Speech:
         self.say({"kind": "error", **message})
 
 
+def _understood(line: bytearray) -> dict[str, Any] | None:
+    """What a line asks; nothing where it is not whole."""
+    try:
+        request = json.loads(line)
+    except ValueError:
+        return None
+    return (GREETING if request == GREETING else request) if isinstance(request, dict) else None
+
+
 def _text(value: Any) -> Any:
     """Pictures in base 64, as everybody expects them."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
@@ -120,17 +133,25 @@ def _size(value: Any) -> int:
         return -1
 
 
-def requests(fd: int, rest: bytes) -> Iterator[dict[str, Any]]:
-    """What is asked, one by one, until the input ends. The descriptor is hidden at once."""
-    return _requests(hidden(fd), bytearray(rest))
+def requests(fd: int, rest: bytes, speech: Speech) -> Iterator[dict[str, Any]]:
+    """What is asked, one by one, until the input ends. The descriptor is hidden at once.
+
+    Whoever asks may be another than before, who left in the middle of a line: that line is nobody's. Then it greets
+    us, and is told when all that the other asked for is over.
+    """
+    return _requests(hidden(fd), bytearray(rest), speech)
 
 
-def _requests(fd: int, buffer: bytearray) -> Iterator[dict[str, Any]]:
+def _requests(fd: int, buffer: bytearray, speech: Speech) -> Iterator[dict[str, Any]]:
     while True:
         line, found, behind = buffer.partition(b"\n")
         if found:
             buffer = behind
-            yield json.loads(line)
+            request = _understood(line)
+            if request is GREETING:
+                speech.say({"kind": "ready"}, afresh=True)
+            elif request is not None:
+                yield request
             continue
         try:
             piece = os.read(fd, PIECE)

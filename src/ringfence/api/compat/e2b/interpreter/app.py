@@ -75,7 +75,7 @@ class Interpreter:
 
     def prepare(self, tenant: str, sandbox_id: str, env: dict[str, str]) -> None:
         """Begin to start the usual kernel of a new sandbox. Should that fail, the first cell tries again, and says."""
-        context = self._contexts(tenant, sandbox_id, env).default("python")
+        context = self._contexts(Place(self._engine, tenant, sandbox_id, env), new=True).default("python")
         task = asyncio.create_task(_warmed(context))
         self._preparing.add(task)
         task.add_done_callback(self._preparing.discard)
@@ -98,42 +98,41 @@ class Interpreter:
             case "POST", ["execute"]:
                 await self._execute(scope, receive, answer)
             case "GET", ["contexts"]:
-                await answer.json([_described(context) for context in self._asked(scope).all()])
+                await answer.json([_described(context) for context in (await self._asked(scope)).all()])
             case "POST", ["contexts"]:
                 wanted = await _body(receive, NewContext)
                 language = sources.language_named(wanted.language)
-                created = await self._asked(scope).create(language, wanted.cwd or HOME)
+                created = await (await self._asked(scope)).create(language, wanted.cwd or HOME)
                 await answer.json(_described(created))
             case "DELETE", ["contexts", context_id]:
-                self._asked(scope).remove(context_id)
+                (await self._asked(scope)).remove(context_id)
                 await answer.text(200, "")
             case "POST", ["contexts", context_id, "restart"]:
-                context = self._asked(scope).get(context_id)
+                context = (await self._asked(scope)).get(context_id)
                 context.restart()
                 await context.warm()
                 await answer.text(200, "")
             case _:
                 raise NotFound("no such route")
 
-    def _asked(self, scope: Scope) -> Contexts:
+    async def _asked(self, scope: Scope) -> Contexts:
         state = scope["state"]
         env, lost = dict(state.get("env") or {}), frozenset(state.get("lost") or ())
-        return self._contexts(state["tenant"], state["sandbox"].id, env, lost)
+        contexts = self._contexts(Place(self._engine, state["tenant"], state["sandbox"].id, env, lost))
+        await contexts.find()
+        return contexts
 
-    def _contexts(
-        self, tenant: str, sandbox_id: str, env: dict[str, str], lost: frozenset[str] = frozenset()
-    ) -> Contexts:
-        found = self._sandboxes.get(sandbox_id)
+    def _contexts(self, place: Place, *, new: bool = False) -> Contexts:
+        found = self._sandboxes.get(place.sandbox)
         if found is None:
             while len(self._sandboxes) >= MOST_SANDBOXES:
                 self.forget(next(iter(self._sandboxes)))
-            place = Place(self._engine, tenant, sandbox_id, env, lost)
-            found = self._sandboxes[sandbox_id] = Contexts(place)
+            found = self._sandboxes[place.sandbox] = Contexts(place, new=new)
         return found
 
     async def _execute(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         wanted = await _body(receive, Execute)
-        contexts = self._asked(scope)
+        contexts = await self._asked(scope)
         if wanted.context_id is not None and wanted.language is not None:
             raise BadRequest("Only one of context_id or language can be provided")
         if wanted.context_id is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ringfence.api.compat.e2b.interpreter.answers import END, answer, error
 from ringfence.api.compat.e2b.interpreter.kernel import Cell, Death, Kernel
 from ringfence.api.compat.e2b.interpreter.messages import Output
 from ringfence.api.compat.e2b.interpreter.sources import NoKernel
+from ringfence.api.compat.e2b.interpreter.tags import Tag
 from ringfence.api.errors import ours
 from ringfence.domain.errors import Conflict, NotFound, OverQuota, SandboxLost
 from ringfence.domain.limits import Limits
@@ -48,13 +50,14 @@ class Place:
 class Context:
     """One context. A kernel is started when it is first needed, and again after it died."""
 
-    def __init__(self, place: Place, language: str, cwd: str = HOME, *, untold: str = "") -> None:
-        self.id = str(uuid.uuid4())
-        self.language = language
-        self.cwd = cwd
+    def __init__(self, place: Place, tag: Tag, kernel: Kernel | None = None, *, untold: str = "") -> None:
+        self.id = tag.id
+        self.language = tag.language
+        self.cwd = tag.cwd
+        self._tag = tag
         self._place = place
         self._turn = asyncio.Lock()
-        self._kernel: Kernel | None = None
+        self._kernel = kernel
         self._cap = Limits().output_bytes
         self.waiting = 0
         self._untold = untold  # why a kernel ended, while there was nobody to hear it
@@ -100,6 +103,8 @@ class Context:
         await cell.put(END)
 
     async def _kernel_for(self, cell: Cell) -> Kernel:
+        if self._kernel is not None and self._kernel.alive and not self._kernel.greeted_by_us:
+            await self._greeted(self._kernel, cell)
         if self._kernel is None or not self._kernel.alive:
             if self._kernel is not None:
                 death = await self._kernel.died
@@ -111,11 +116,24 @@ class Context:
             await cell.put(answer(Output(name="stderr", text=note)))
         return self._kernel
 
-    async def _started(self) -> Kernel:
-        """A kernel that can be asked. Raises NoKernel, or what the engine raises."""
+    async def _greeted(self, kernel: Kernel, cell: Cell) -> None:
+        """Speak to a kernel of an earlier process; one that does not answer is dead afterwards."""
+        await self._measure()
+        with contextlib.suppress(Death):
+            await kernel.greeted()
+            if kernel.missed:
+                note = f"[ringfence] {SERVER_AGAIN} while a cell ran: {kernel.missed}\n"
+                await cell.put(answer(Output(name="stderr", text=note)))
+
+    async def _measure(self) -> None:
+        """Learn how much a cell may say."""
         place = self._place
         sandbox = await place.engine.sandboxes.get(place.tenant, place.sandbox)
         self._cap = (sandbox.limits or Limits()).output_bytes
+
+    async def _started(self) -> Kernel:
+        """A kernel that can be asked. Raises NoKernel, or what the engine raises."""
+        await self._measure()
         kernel = Kernel(await self._begun())
         name = sources.KERNELS[self.language]
         try:
@@ -134,7 +152,9 @@ class Context:
         place, tries = self._place, 0
         while True:
             try:
-                return await place.engine.processes.kernel(place.tenant, place.sandbox, sources.BOOT, place.env)
+                return await place.engine.processes.kernel(
+                    place.tenant, place.sandbox, sources.BOOT, place.env, self._tag.text
+                )
             except Conflict as error:
                 tries += 1
                 if error.code != "guest_busy" or tries == TRIES:
@@ -169,18 +189,47 @@ def _lost() -> SandboxLost:
     return SandboxLost("The sandbox was not found")  # words that E2B's clients look for
 
 
+def _new(language: str, cwd: str, *, usual: bool) -> Tag:
+    return Tag(str(uuid.uuid4()), language, usual, cwd)
+
+
 class Contexts:
     """The contexts of one sandbox; those of the usual languages are there unasked."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, new: bool = False) -> None:
         self._place = place
         self._all: dict[str, Context] = {}
         self._defaults: dict[str, str] = {}
+        self._found = new  # nobody can have left anything in a sandbox that was made just now
+        self._finding = asyncio.Lock()
 
     @property
     def waiting(self) -> int:
         """How many cells run or wait."""
         return sum(context.waiting for context in self._all.values())
+
+    async def find(self) -> None:
+        """Know the kernels that an earlier process of ours left here. Raises what the engine raises."""
+        async with self._finding:
+            if self._found:
+                return
+            place = self._place
+            left = await place.engine.processes.kernels(place.tenant, place.sandbox)
+            for process in sorted(left, key=lambda process: process.started_at or 0.0):
+                tag = Tag.read(process.tag)
+                with contextlib.suppress(NotFound, Conflict):  # it has ended meanwhile
+                    if Tag.outdated(process.tag):
+                        await place.engine.processes.signal(place.tenant, place.sandbox, process.pid, "KILL")
+                    elif tag is not None and tag.id not in self._all and len(self._all) < MOST_CONTEXTS:
+                        await self._know(tag, process.pid)
+            self._found = True
+
+    async def _know(self, tag: Tag, pid: int) -> None:
+        place = self._place
+        live = await place.engine.processes.kernel_again(place.tenant, place.sandbox, pid)
+        self._added(Context(place, tag, Kernel(live, again=True)))
+        if tag.usual:
+            self._defaults[sources.KERNELS[tag.language]] = tag.id
 
     def all(self) -> list[Context]:
         """Every context, the oldest first."""
@@ -194,7 +243,7 @@ class Contexts:
         found = self._all.get(self._defaults.get(kernel, ""))
         if found is None:
             untold = SERVER_AGAIN if kernel in self._place.lost else ""
-            found = self._added(Context(self._place, kernel, untold=untold))
+            found = self._added(Context(self._place, _new(kernel, HOME, usual=True), untold=untold))
             self._defaults[kernel] = found.id
         return found
 
@@ -209,7 +258,7 @@ class Contexts:
         """A new one, with its kernel. Raises OverQuota, NoKernel, BadRequest."""
         for usual in DEFAULTS:
             self.default(usual)
-        context = Context(self._place, language, checks.path(cwd, "cwd"))
+        context = Context(self._place, _new(language, checks.path(cwd, "cwd"), usual=False))
         if len(self._all) >= MOST_CONTEXTS:
             raise OverQuota(f"a sandbox has at most {MOST_CONTEXTS} contexts", remediation="remove one")
         self._added(context)

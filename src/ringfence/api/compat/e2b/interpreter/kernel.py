@@ -21,6 +21,8 @@ MOST_HELD: Final = 8  # lines made and not yet taken by the client; then the ker
 TAIL: Final = 2000  # bytes kept of what a kernel says before it can speak
 #: An interrupt, how long it may take (s), and again. Then the kernel is ended: a context must not hang for good.
 PATIENCE: Final = (2.0, 3.0, 5.0)
+#: Whoever asked before us may have left within a line (guest/kernel/speech.py).
+GREETING: Final = b'\n{"hello": true}\n'
 
 
 class Cell:
@@ -87,10 +89,13 @@ class Death(Exception):
 
 
 class Kernel:
-    """A kernel that runs. Made by begun()."""
+    """A kernel that runs: made by begun(), or `again` one that another process began, known by greeted()."""
 
-    def __init__(self, live: LiveProcess) -> None:
+    def __init__(self, live: LiveProcess, *, again: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        self.greeted_by_us = not again
+        self.missed = ""  # what became of a cell that somebody else asked for and nobody heard
+        self._strange = again  # what it says is meant for somebody else
         self.died: asyncio.Future[Death] = loop.create_future()
         self._live = live
         self._tail = b""
@@ -114,6 +119,26 @@ class Kernel:
             self.end("it did not start in time")
             raise await self.died
 
+    async def greeted(self) -> None:
+        """Return when a kernel that runs already can be asked; a cell that runs in it is interrupted. Raises Death."""
+        sending = asyncio.create_task(self._live.reader.send(GREETING))
+        interrupted = False
+        try:
+            await first(self._ready, self.died, seconds=PATIENCE[0])
+            for seconds in PATIENCE:
+                if self._ready.done() or not self.alive:
+                    break
+                interrupted = True
+                self._live.signal("INT")
+                await first(self._ready, self.died, seconds=seconds)
+        finally:
+            sending.cancel()
+        if not self._ready.done():
+            self.end("it did not stop when it was interrupted")
+            raise await self.died
+        self.greeted_by_us = True
+        self.missed += ", and it was interrupted" if self.missed and interrupted else ""
+
     @property
     def alive(self) -> bool:
         """Whether it may be asked."""
@@ -126,17 +151,28 @@ class Kernel:
         try:
             while (item := await self._live.reader.next()) is not None:
                 if item[0] == frames.STDOUT:
-                    for line in lines.feed(item[1]):
-                        await self._heard(read(line))
+                    for line in filter(None, lines.feed(item[1])):
+                        self._overheard(line) if self._strange else await self._heard(read(line))
                 elif item[0] == frames.STDERR:
                     self._tail = (self._tail + item[1])[-TAIL:]
         except (BrokenProtocol, RecursionError) as broken:
             self.end(str(broken) or "it said something that is no message")
         except asyncio.CancelledError:
-            self.end("the server stopped")
+            self._why = "the server stopped"
+            self._live.leave()  # it lives on: the server that comes next finds it
             raise
         finally:
             await asyncio.shield(self._buried())
+
+    def _overheard(self, line: bytes) -> None:
+        """What it says to whoever was here before, which may begin within a line, until it greets us."""
+        with contextlib.suppress(BrokenProtocol):
+            message = read(line)
+            if isinstance(message, Done):
+                self.missed = "what it said is lost"
+            elif isinstance(message, Ready):
+                self._strange = False
+                self._ready.set_result(None)
 
     async def _heard(self, message: Message) -> None:
         if isinstance(message, Ready):
@@ -207,5 +243,5 @@ class Kernel:
         if self._why or self.died.done():
             return
         self._why, self._lost = why, lost
-        self._live.reader.cancel()  # the agent kills what it started for a stream whose opener left
+        self._live.kill()
         self._live.reader.lost(SandboxLost(why))
