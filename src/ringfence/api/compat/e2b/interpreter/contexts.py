@@ -50,7 +50,9 @@ class Place:
 class Context:
     """One context. A kernel is started when it is first needed, and again after it died."""
 
-    def __init__(self, place: Place, tag: Tag, kernel: Kernel | None = None, *, untold: str = "") -> None:
+    def __init__(
+        self, place: Place, tag: Tag, kernel: Kernel | None = None, *, untold: str = "", unused: bool = False
+    ) -> None:
         self.id = tag.id
         self.language = tag.language
         self.cwd = tag.cwd
@@ -60,6 +62,7 @@ class Context:
         self._kernel = kernel
         self._cap = Limits().output_bytes
         self.waiting = 0
+        self._unused = unused  # no cell of anybody's was run in its kernel: there is nothing to lose
         self._untold = untold  # why a kernel ended, while there was nobody to hear it
         self._gone = ""  # it was removed
         self._running: set[asyncio.Task[None]] = set()
@@ -91,7 +94,7 @@ class Context:
             raise NotFound(f"context {self.id} {self._gone}")
         try:
             kernel = await self._kernel_for(cell)
-            cell.cap = self._cap
+            cell.cap, self._unused = self._cap, False
             await kernel.run(cell)
         except Death as death:
             self._kernel = None
@@ -108,7 +111,8 @@ class Context:
         if self._kernel is None or not self._kernel.alive:
             if self._kernel is not None:
                 death = await self._kernel.died
-                self._untold = str(death) if death.lost is None else SANDBOX_AGAIN
+                why = str(death) if death.lost is None else SANDBOX_AGAIN
+                self._untold = "" if self._unused else why
             self._kernel = await self._started()
         if self._untold:
             note = f"[ringfence] a fresh kernel: the one before ended ({self._untold})\n"
@@ -227,7 +231,8 @@ class Contexts:
     async def _know(self, tag: Tag, pid: int) -> None:
         place = self._place
         live = await place.engine.processes.kernel_again(place.tenant, place.sandbox, pid)
-        self._added(Context(place, tag, Kernel(live, again=True)))
+        unused = tag.usual and tag.language not in place.lost
+        self._added(Context(place, tag, Kernel(live, again=True), unused=unused))
         if tag.usual:
             self._defaults[sources.KERNELS[tag.language]] = tag.id
 

@@ -95,6 +95,7 @@ class Kernel:
         loop = asyncio.get_running_loop()
         self.greeted_by_us = not again
         self.missed = ""  # what became of a cell that somebody else asked for and nobody heard
+        self._again = again
         self._strange = again  # what it says is meant for somebody else
         self.died: asyncio.Future[Death] = loop.create_future()
         self._live = live
@@ -151,8 +152,8 @@ class Kernel:
         try:
             while (item := await self._live.reader.next()) is not None:
                 if item[0] == frames.STDOUT:
-                    for line in filter(None, lines.feed(item[1])):
-                        self._overheard(line) if self._strange else await self._heard(read(line))
+                    for line in lines.feed(item[1]):
+                        await self._heard(line)
                 elif item[0] == frames.STDERR:
                     self._tail = (self._tail + item[1])[-TAIL:]
         except (BrokenProtocol, RecursionError) as broken:
@@ -174,7 +175,15 @@ class Kernel:
                 self._strange = False
                 self._ready.set_result(None)
 
-    async def _heard(self, message: Message) -> None:
+    async def _heard(self, line: bytes) -> None:
+        if self._strange:
+            self._overheard(line)
+        elif (
+            line or not self._again
+        ):  # an answer to a greeting begins a line of its own, and others may have greeted it
+            await self._told(read(line))
+
+    async def _told(self, message: Message) -> None:
         if isinstance(message, Ready):
             if not self._ready.done():
                 self._ready.set_result(None)
