@@ -72,8 +72,15 @@ def back(box: Box, dead: int) -> None:
         time.sleep(0.1)
 
 
+def durable(box: Box) -> None:
+    """Return when what was queued for the store is there: a list waits for that."""
+    with box.server.client() as client:
+        client.get("/v2/sandboxes").raise_for_status()
+
+
 def killed(box: Box, number: int = signal.SIGKILL) -> None:
     """End the api, and wait for the next one."""
+    durable(box)
     dead = api_of(box.server)
     os.kill(dead, number)
     back(box, dead)

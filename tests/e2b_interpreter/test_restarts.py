@@ -14,7 +14,7 @@ import pytest
 from tests.e2b.server import Served, api_of
 from tests.e2b.wire import Box, make
 from tests.e2b_interpreter.harness import TEMPLATE
-from tests.e2b_interpreter.restarting import NOTE, asked, back, cell, kept, kernels, killed, restartable
+from tests.e2b_interpreter.restarting import NOTE, asked, back, cell, durable, kept, kernels, killed, restartable
 from tests.support import scale
 
 MISSED = "[ringfence] the server was started again while a cell ran: what it said is lost"
@@ -67,7 +67,8 @@ def test_state_outlives_a_killed_api(box: Box) -> None:
 
 def begun(box: Box, code: str, language: str) -> None:
     """Have a cell say `on`, then kill the api: its answer breaks off. Returns when there is another api."""
-    dead, heard = api_of(box.server), ""
+    durable(box)
+    dead, heard, struck = api_of(box.server), "", False
     routed = box.routed(**{"E2b-Sandbox-Port": "49999"})
     with (
         contextlib.suppress(httpx.TransportError),
@@ -75,9 +76,10 @@ def begun(box: Box, code: str, language: str) -> None:
         client.stream("POST", "/execute", json={"code": code, "language": language}) as answer,
     ):
         for piece in answer.iter_text():
-            if '"on' in piece and '"on' not in heard:
-                os.kill(dead, signal.SIGKILL)
             heard += piece
+            if '"on' in heard and not struck:
+                os.kill(dead, signal.SIGKILL)
+                struck = True
     assert '"on' in heard
     assert "end_of_execution" not in heard
     back(box, dead)
@@ -128,8 +130,6 @@ def test_a_first_cell_after_a_killed_api_is_a_first_cell(box: Box) -> None:
 def test_a_kernel_that_ended_while_there_was_no_api_is_told(box: Box) -> None:
     """A context of one's own is not found; the default one works, and its first cell says what was lost, once."""
     own = kept(box)
-    with box.server.client() as client:
-        client.get("/v2/sandboxes").raise_for_status()  # what was queued for the store is durable by then
     killed(box)
     box.run(f"kill -9 {' '.join(str(pid) for pid in kernels(box))}")
     deadline = time.monotonic() + 60
