@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -47,9 +48,10 @@ class Served:
         """Name to pid of what serve started."""
         found = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if len(words) > 2:  # one that has just died has no words any more
-                found[words[2].decode().removeprefix("ringfence.")] = int(pid)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if len(words) > 2:  # one that has just died has no words any more
+                    found[words[2].decode().removeprefix("ringfence.")] = int(pid)
         return found
 
     def ready(self) -> bool:

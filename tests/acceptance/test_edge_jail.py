@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -135,7 +134,7 @@ def get(url: str, path: str = "/", **headers: str) -> tuple[int, bytes]:
 def api_process() -> int:
     """The server's api process."""
     root = json.loads((served().state / "serve.json").read_bytes())["pid"]
-    return next(p for p in ledger.tree(root) if b"ringfence.api" in Path(f"/proc/{p}/cmdline").read_bytes())
+    return next(p for p in ledger.tree(root) if "ringfence.api" in ledger._text(f"/proc/{p}/cmdline"))
 
 
 def test_what_is_served_inside_has_a_url(sb: Sandbox, url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import signal
 import subprocess
@@ -40,7 +41,7 @@ def eventually(check: Callable[[], bool]) -> bool:
 def namespaces() -> set[str]:
     """Network namespaces that any thread on this machine is in."""
     found = set()
-    for task in Path("/proc").glob("[0-9]*/task/[0-9]*/ns/net"):
+    for task in glob.glob("/proc/[0-9]*/task/[0-9]*/ns/net"):  # pathlib's raises when a process ends meanwhile
         try:
             found.add(os.readlink(task))
         except OSError:

@@ -5,6 +5,7 @@ The canary is the value: it may be at its host, in three processes' memory, and 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -323,7 +324,9 @@ print(found, looked > 100, "PRIVATE KEY" in open(os.environ["SSL_CERT_FILE"]).re
 def on_the_host(needle: bytes, state: Path) -> list[str]:
     """Where on this machine a value can be read without reading a process's memory: command lines, variables, files."""
     found = []
-    for path in [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ"), *state.rglob("*")]:
+    told = [*glob.glob("/proc/[0-9]*/cmdline"), *glob.glob("/proc/[0-9]*/environ")]
+    kept = [f"{folder}/{name}" for folder, _, names in os.walk(state) for name in names]
+    for path in map(Path, told + kept):
         try:
             if path.is_file() and needle in path.read_bytes():
                 found.append(str(path))

@@ -146,7 +146,7 @@ def directories(instance: str) -> set[Path]:
     """Every directory of one instance in every hierarchy of this machine."""
     mounts = mounts_in(Path("/proc/self/mountinfo").read_text())
     tops = {*mounts.v1.values(), *([mounts.v2] if mounts.v2 else [])}
-    return {path for top in tops for path in (top / PARENT / instance).glob("**/")}
+    return {Path(folder) for top in tops for folder, _, _ in os.walk(top / PARENT / instance)}  # some may go meanwhile
 
 
 def ledger(instance: str, scratch: Path) -> Counter[str]:

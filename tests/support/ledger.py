@@ -7,6 +7,7 @@ owner says so.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import socket
@@ -140,7 +141,8 @@ def routers_of(state: Path) -> set[str]:
         words = _text(f"/proc/{pid}/cmdline")
         if str(state) not in words and f"{GATE}\0{instance_of(state)}\0" not in words:
             continue
-        for place in (*Path(f"/proc/{pid}").glob("task/*/ns/net"), *Path(f"/proc/{pid}/fd").glob("*")):
+        # Not by pathlib, whose search raises when a process ends meanwhile.
+        for place in (*glob.glob(f"/proc/{pid}/task/*/ns/net"), *glob.glob(f"/proc/{pid}/fd/*")):
             with contextlib.suppress(OSError):
                 found.add(os.readlink(place))
     return {name for name in found if name.startswith("net:[")} - {host}

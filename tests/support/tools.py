@@ -61,7 +61,16 @@ def everyone(tool: int) -> list[Around]:
 
 
 def look(pid: int) -> Around:
-    """Collect one process."""
+    """Collect one process. Its threads come and go while it is looked at: then it is looked at again."""
+    for _ in range(20):
+        try:
+            return _look(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return _look(pid)
+
+
+def _look(pid: int) -> Around:
     here = Path(f"/proc/{pid}")
     name = (here / "cmdline").read_bytes().split(b"\0")[0].decode()
     root = os.stat(here / "root/")
