@@ -446,7 +446,8 @@ def _child_of(tool: int) -> int:
     """The process a tool made, as the host counts; the tool itself while it is not to be seen."""
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{tool}/task"):
-            with open(f"/proc/{tool}/task/{thread}/children") as file:
+            # Its threads come and go: one that is gone is no reason to look at no other.
+            with contextlib.suppress(OSError), open(f"/proc/{tool}/task/{thread}/children") as file:
                 if children := file.read().split():
                     return int(children[0])
     return tool
