@@ -102,3 +102,21 @@ async def test_an_old_answer_does_not_take_back_what_a_later_one_told() -> None:
     node.arrive[0].set()
     await early
     assert await catalog.resolve("ada", "fresh", "auto", {})
+
+
+@pytest.mark.anyio
+async def test_a_question_under_way_is_waited_for() -> None:
+    """Who asks for a template just after it became one is not told that there is none while the answer is coming."""
+    node = Slow()
+    catalog = Catalog(node, Policy())  # type: ignore[arg-type]
+    node.names.append("fresh")
+    early = asyncio.create_task(catalog.refresh())
+    while not node.arrive:  # noqa: ASYNC110 - it asks within a few turns
+        await asyncio.sleep(0)
+    asking = asyncio.create_task(catalog.resolve("ada", "fresh", "auto", {}))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    node.arrive[0].set()
+    assert await asking
+    await early

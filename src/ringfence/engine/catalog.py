@@ -29,15 +29,20 @@ class Catalog:
         self._asked = -1e9
         self._asks = self._heard = 0
         self._refreshing: asyncio.Task[None] | None = None
+        self._answering: asyncio.Future[None] | None = None  # done once the last question is answered, or will not be
 
     async def refresh(self) -> None:
         """Ask the node now. An answer that comes after a later question's is old, and what it lacks is not gone."""
         self._asked = time.monotonic()
         self._asks += 1
         mine = self._asks
-        templates, runtimes = await asyncio.gather(
-            self._node.ask({"verb": "templates"}, TemplatesEnd), self._node.ask({"verb": "runtimes"}, RuntimesEnd)
-        )
+        answering = self._answering = asyncio.get_running_loop().create_future()
+        try:
+            templates, runtimes = await asyncio.gather(
+                self._node.ask({"verb": "templates"}, TemplatesEnd), self._node.ask({"verb": "runtimes"}, RuntimesEnd)
+            )
+        finally:
+            asyncio.get_running_loop().call_soon(answering.set_result, None)  # when what was heard is known
         if mine < self._heard:
             return
         self._heard = mine
@@ -133,3 +138,5 @@ class Catalog:
         await self._node.wait_up()
         if time.monotonic() - self._asked > ASK_AGAIN_SECONDS:
             await self.refresh()
+        elif self._answering is not None:  # asked just now: its answer may be on its way
+            await asyncio.wait([self._answering])
