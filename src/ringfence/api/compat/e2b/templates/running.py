@@ -126,11 +126,11 @@ class Running:
         except Exception as error:  # noqa: BLE001 - whatever it was, the build has ended with it
             self._failed(build, error, log)
         else:
+            await self._known(tenant, build)  # first: who reads that it is ready makes a sandbox of it at once
             build.status, build.digest, build.size, build.cached = READY, made.digest, made.size, made.cached
             for tag in build.tags:
                 template.tags[tag] = Tagged(build.id, time.time())
             log(f"done: {made.cached} of {len(recipe.steps)} steps were cached", step="finalize")
-            await self._known(tenant, build)
         build.finished_at = time.time()
         self._templates.keep(tenant, template)
         await self.tidy(tenant)
