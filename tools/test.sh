@@ -41,8 +41,9 @@ if [ "$(id -u)" = 0 ]; then
     done
 fi
 
-# The longest file first, the others in their order: the unit tests, many and short, fill the gaps at the end.
-"$PYTHON" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder tests/acceptance/test_builds.py tests \
+# The longest files first, the others in their order: the unit tests, many and short, fill the gaps at the end.
+"$PYTHON" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+    tests/acceptance/test_builds.py tests/e2b/test_matrix.py tests \
     $(printf -- '--ignore=%s ' tests/attacks ${GROUPS_ALONE[*]}) || failed=1
 
 for lane in ${running[@]+"${running[@]}"}; do

@@ -21,7 +21,7 @@ def name(way: Way) -> str:
 
 def told(words: list[str], env: dict[str, str]) -> Errors:
     """Run a program of claims; what each of them raised."""
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=230, check=False, cwd="/")
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=480, check=False, cwd="/")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     errors = {line["claim"]: line["error"] for line in lines}
     whole = done.returncode == sum(error is not None for error in errors.values())
