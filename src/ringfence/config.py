@@ -164,6 +164,9 @@ class EgressSettings(Settings, frozen=True):
         return b""
 
 
+_REGISTRY: Final = re.compile(r"(http://)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
+
+
 class BuildSettings(Settings, frozen=True):
     """What templates tenants may build, through E2B's `Template.build`; bytes and files are of one tenant.
 
@@ -174,6 +177,10 @@ class BuildSettings(Settings, frozen=True):
     `home_mib`, `home_files`: what a template may have in its home, of which every sandbox gets a copy.
     `templates`, `template_mib`: how many a tenant may have, and what they may take. `log_lines`: of one build.
     `upload_url`: how clients reach this server, where a proxy in front changes the Host they send.
+    `registries`: what images are pulled from for tenants, by this server, whose address they see. "*": every registry
+    at a public address, at port 443 with TLS. HOST[:PORT]: that one whatever its address, with http:// before it
+    without TLS. Empty: none. `registry_seconds`: how long a registry may send next to nothing.
+    `images_mib`: pulled images, kept to be used again while the server runs.
     """
 
     enabled: bool = True
@@ -194,6 +201,9 @@ class BuildSettings(Settings, frozen=True):
     template_mib: Count = 20_480
     log_lines: Count = 10_000
     upload_url: str = ""
+    registries: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    images_mib: Count = 4096
+    registry_seconds: Positive = 30.0
 
 
 class E2bSettings(Settings, frozen=True):
@@ -225,6 +235,13 @@ class E2bSettings(Settings, frozen=True):
         """Refuse limits and a policy that are none. Raises BadRequest."""
         limits_from(dict(self.limits), Limits())
         policy_from(self.internet or None, floor)
+        for name in self.builds.registries:
+            if name != "*" and not _REGISTRY.fullmatch(name):
+                raise BadRequest(
+                    f"e2b.builds.registries: {name!r:.80} is no registry",
+                    code="bad_settings",
+                    remediation='write HOST, HOST:PORT, http://HOST:PORT, or "*" for every public one',
+                )
 
 
 class ServerSettings(Settings, frozen=True):

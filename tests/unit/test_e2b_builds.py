@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from ringfence.api.compat.e2b import shapes
-from ringfence.api.compat.e2b.templates import records, steps
+from ringfence.api.compat.e2b.templates import images, records, steps
 from ringfence.api.compat.e2b.templates.steps import Inherited, StartBuild
-from ringfence.domain.building import Recipe
+from ringfence.domain.building import Pulled, Recipe, Source
 from ringfence.domain.errors import BadRequest, OverQuota
 from ringfence.engine.kept import Cache
 from ringfence.engine.shelf import Blob, Shelf
@@ -96,21 +96,95 @@ def test_too_many_steps_are_refused() -> None:
         read(*[{"type": "RUN", "args": ["true"]}] * (steps.MOST_STEPS + 1))
 
 
+def source(registries: list[str] | None = None, **words: Any) -> Source | None:
+    """The image that a build begins with."""
+    return images.source_of(shapes.read(json.dumps(words).encode(), StartBuild), registries or ["*"])
+
+
+SECRET = "open sesame"
+REGISTRY = {"type": "registry", "username": "u", "password": SECRET}
+
+
+def test_an_image_is_read_with_what_its_registry_wants_to_hear() -> None:
+    """Every spelling that container tools take; E2B's own stand for templates of ours, unless a password is given."""
+    assert source(fromImage="python:3") == Source("python:3")
+    assert source(fromImage="e2bdev/base") is source(fromImage="docker.io/e2bdev/base:latest") is None
+    private = source(
+        ["ghcr.io", "http://10.0.0.1:5000"], fromImage="ghcr.io/a/b@sha256:" + HASH, fromImageRegistry=REGISTRY
+    )
+    assert private is not None
+    assert (private.username, private.password, private.allow) == ("u", SECRET, ("ghcr.io", "http://10.0.0.1:5000"))
+    assert SECRET not in repr(private)
+    assert source(["http://10.0.0.1:5000"], fromImage="10.0.0.1:5000/x") is not None
+    assert source(fromImage="e2bdev/base", fromImageRegistry=REGISTRY) is not None
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "code"),
     [
-        {"fromImage": "python:3"},
-        {"fromImage": "e2bdev/base:evil"},
-        {"fromImage": "e2bdev/base", "fromImageRegistry": {"type": "registry", "username": "u", "password": "p"}},
-        {"fromImage": "base", "fromTemplate": "base"},
-        {},
+        ({"fromImage": "base", "fromTemplate": "base"}, "bad_build"),
+        ({}, "bad_build"),
+        ({"fromTemplate": "base", "fromImageRegistry": REGISTRY}, "bad_build"),
+        ({"fromImage": f"u:{SECRET}@x.example/y"}, "bad_image_reference"),
+        ({"fromImage": "https://x.example/y"}, "bad_image_reference"),
+        ({"fromImage": "--authfile=/etc/shadow"}, "bad_image_reference"),
+        ({"fromImage": "x" * 600}, "bad_image_reference"),
+        ({"fromImage": "A/B"}, "bad_image_reference"),
+        ({"fromImage": "127.0.0.1:5000/x"}, "image_address_refused"),
+        ({"fromImage": "2130706433/x.y", "fromImageRegistry": {}}, "bad_registry"),
+        ({"fromImage": "169.254.169.254/latest/meta-data"}, "image_address_refused"),
+        *(
+            ({"fromImage": "x.example/y", "fromImageRegistry": table}, code)
+            for table, code in (
+                ({**REGISTRY, "type": ""}, "bad_registry"),
+                ({**REGISTRY, "type": "ftp"}, "bad_registry"),
+                ({**REGISTRY, "type": ["registry"]}, "bad_registry"),
+                ({"username": "u", "password": SECRET}, "bad_registry"),
+                ({**REGISTRY, "username": ""}, "bad_registry"),
+                ({**REGISTRY, "username": "u:v"}, "bad_registry"),
+                ({**REGISTRY, "username": 7}, "bad_registry"),
+                ({**REGISTRY, "username": "u\nv"}, "bad_registry"),
+                ({**REGISTRY, "password": ""}, "bad_registry"),
+                ({**REGISTRY, "password": None}, "bad_registry"),
+                ({**REGISTRY, "password": [SECRET]}, "bad_registry"),
+                ({**REGISTRY, "password": SECRET + "\n"}, "bad_registry"),
+                ({**REGISTRY, "password": SECRET * 2000}, "bad_registry"),
+                ({"type": "registry", "username": "u"}, "bad_registry"),
+                ({**REGISTRY, "token": SECRET}, "bad_registry"),
+                ({"type": "aws", "awsSecretAccessKey": SECRET, "awsRegion": "r"}, "registry_unsupported"),
+                ({"type": "gcp", "serviceAccountJson": SECRET}, "registry_unsupported"),
+            )
+        ),
     ],
-)
-def test_an_image_that_is_not_ours_is_refused(words: dict[str, Any]) -> None:
-    """And its credentials are not said again."""
+)  # fmt: skip
+def test_an_image_that_cannot_be_pulled_so_is_refused(words: dict[str, Any], code: str) -> None:
+    """Every field of its registry's credentials, and every reference; what was secret in them is not said again."""
+    asked = shapes.read(json.dumps(words).encode(), StartBuild)
     with pytest.raises(BadRequest) as caught:
-        steps.base_of(shapes.read(json.dumps(words).encode(), StartBuild))
-    assert "password" not in str(caught.value)
+        images.source_of(asked, ["*"]) or steps.base_of(asked)
+    assert caught.value.code == code
+    assert SECRET not in f"{caught.value.cause} {caught.value.remediation}"
+
+
+@pytest.mark.parametrize("registries", [[], ["ghcr.io"], ["docker.io:5000", "http://docker.example"]])
+def test_only_what_the_operator_names_is_pulled_from(registries: list[str]) -> None:
+    """None at all, or another."""
+    asked = shapes.read(b'{"fromImage": "python:3"}', StartBuild)
+    with pytest.raises(BadRequest, match=r"pulls no images from docker\.io"):
+        images.source_of(asked, registries)
+
+
+def test_variables_that_an_image_may_set_are_put_in_once_it_is_here() -> None:
+    """Before, they may be anything; afterwards one that nobody set is refused, as ever."""
+    env = {"type": "ENV", "args": ["PATH", "/opt:$PATH", "MINE", "$THEIRS-$NOBODY"]}
+    asked = shapes.read(json.dumps({"fromImage": "python:3", "steps": [env]}).encode(), StartBuild)
+    steps.recipe_of(asked, "", Inherited(), image=True)
+    both = {"PATH": "/image", "THEIRS": "1", "NOBODY": "2"}
+    made = images.recipe_of(asked, Pulled("pulled-x", "digest", both, "/bin/sh"))
+    assert dict(made.setting.env) == {**both, "PATH": "/opt:/image", "MINE": "1-2"}
+    assert (made.template, made.setting.user, made.setting.workdir) == ("pulled-x", "user", "/home/user")
+    with pytest.raises(BadRequest, match="NOBODY"):
+        images.recipe_of(asked, Pulled("pulled-x", "digest", {"THEIRS": "1"}, ""))
 
 
 @pytest.mark.parametrize("name", ["", "A", "a/b", "a:b:c", "-x", "a" * 200, "a b", "é", "a:", "../x", "a\0"])

@@ -74,7 +74,8 @@ def publish(tmp_path: Path, trusted: Path, *blobs: bytes, base: str = "base", na
         "base": str(source.root), "trusted": str(source.trusted_root or source.root), "blobs": told,
         "template": {"env": {"A": "1"}, "description": "x"}, "limits": {"processes": 7},
         "bounds": {"unpacked_bytes": 1 << 20, "file_bytes": 1 << 20, "entries": 200, "unpack_seconds": 20.0},
-        "home": {"files": 3, "bytes": 1000}, "from": base, "from_owned": base != "base", **more,
+        "home": {"files": 3, "bytes": 1000}, "from": base, "from_owned": base != "base",
+        "foreign": False, "base_bytes": 0, **more,
     }  # fmt: skip
     return owned._done(job)
 

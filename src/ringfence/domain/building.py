@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final, Literal
 
@@ -52,6 +53,26 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """An image to be pulled, and what its registry wants to hear. `allow` are registries the operator names."""
+
+    reference: str
+    allow: tuple[str, ...] = ()
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An image that was pulled: the node's name of it, a digest of whose and what it is, and what it says of itself."""
+
+    name: str
+    digest: str
+    env: Mapping[str, str]
+    shell: str  # empty: it has none
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole build. `template` is what it builds upon, by the node's name of it."""
 
@@ -68,3 +89,13 @@ class Recipe:
             before = step.key(before)
             found.append(before)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for: a recipe, or what makes one of an image once it is here, for its variables are needed then."""
+
+    recipe: Recipe
+    base: str = ""  # the digest of what it builds upon
+    source: Source | None = None
+    finish: Callable[[Pulled], Recipe] | None = None  # with `source`; then `recipe` is what is known so far

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from ringfence.domain.building import Copy, Recipe, Setting, Step
+from ringfence.domain.building import Copy, Order, Pulled, Recipe, Setting, Source, Step
 from ringfence.domain.errors import BadRequest, OverQuota, PlatformFault, RingfenceError, SandboxLost, TooLarge
 from ringfence.domain.limits import MIB, Limits
 from ringfence.domain.process import How
@@ -26,6 +26,7 @@ from ringfence.engine.answers import NodeAnswer, decode_node, guest_end, raise_n
 from ringfence.engine.kept import Cache, Pins
 from ringfence.engine.link import NodeStream, Reader
 from ringfence.engine.nodeclient import NodeClient
+from ringfence.engine.processes import NOWHERE
 from ringfence.engine.programs import Fate, fate
 from ringfence.engine.shelf import Blob
 from ringfence.guest import frames
@@ -60,6 +61,8 @@ class Rules:
     home_bytes: int = 256 * MIB
     home_files: int = 20_000
     log_lines: int = 10_000
+    images_bytes: int = 4096 * MIB
+    registry_seconds: float = 30.0
 
     def limits(self) -> Limits:
         """Of a build's sandbox."""
@@ -94,6 +97,8 @@ class Made:
     digest: str
     size: int
     cached: int  # steps that were not run
+    recipe: Recipe
+    shell: str  # its sandboxes'; empty: they have none
 
 
 class _Started(msgspec.Struct):
@@ -101,9 +106,15 @@ class _Started(msgspec.Struct):
     send: bool = False
 
 
+class _Pulling(msgspec.Struct):
+    said: str = ""
+    pulled: Pulled | None = None
+
+
 class _Published(NodeAnswer, frozen=True):
     digest: str = ""
     size: int = 0
+    shell: str = "/bin/bash"
     missing: bool = False
 
 
@@ -159,8 +170,8 @@ class Site:
             elif len(said) < WORDS_BYTES:
                 said.extend(data[:WORDS_BYTES])
 
-        argv = ["/usr/bin/python3", "-I", "-c", WORK, *words]
-        order = {"op": "exec", "argv": argv, "user": "root", "cwd": "/", "timeout": seconds}
+        job = {"op": "run", "code": WORK, "filename": NOWHERE, "argv": list(words)}
+        order = {**job, "user": "root", "cwd": "/", "timeout": seconds}
         ended = await self.run(order, heard, stdin, kind="kernel")
         if ended.exit.ok:
             return
@@ -243,14 +254,59 @@ class Builds:
         return over
 
     async def build(
-        self, tenant: str, name: str, recipe: Recipe, settings: dict[str, Any], egress: dict[str, Any], tell: Tell
+        self, tenant: str, name: str, order: Order, settings: dict[str, Any], egress: dict[str, Any], tell: Tell
     ) -> Made:
         """Do all of it. Raises StepFailed for the tenant's, RingfenceError for what else went wrong."""
-        async with asyncio.timeout(self.rules.seconds):
-            async with self.cache.pinning() as pins:
-                one = _Build(self, self._node, tenant, recipe, tell, pins)
-                await one.steps(settings["base"], egress, force=settings["force"])
-                return await one.publish(name, settings)
+        async with (
+            asyncio.timeout(self.rules.seconds),
+            self.cache.pinning() as pins,
+            self._ready(tenant, order, tell) as (recipe, base),
+        ):
+            one = _Build(self, self._node, tenant, recipe, tell, pins)
+            await one.steps(base, egress, force=settings["force"])
+            return await one.publish(name, settings)
+
+    @asynccontextmanager
+    async def _ready(self, tenant: str, order: Order, tell: Tell) -> AsyncIterator[tuple[Recipe, str]]:
+        """The whole recipe, and the digest of what it builds upon; an image stays where it is meanwhile."""
+        if order.source is None or order.finish is None:
+            yield order.recipe, order.base
+            return
+        async with self._pulled(tenant, order.source, tell) as pulled:
+            if pulled.shell != "/bin/bash":
+                has = f"commands are run by {pulled.shell}" if pulled.shell else "it has no other shell either"
+                tell(f"the image has no /bin/bash: {has}", "warn", "base")
+            yield order.finish(pulled), pulled.digest
+
+    @asynccontextmanager
+    async def _pulled(self, tenant: str, source: Source, tell: Tell) -> AsyncIterator[Pulled]:
+        """The image, for as long as this is held. Its credentials go to the node, and nowhere else."""
+        rules, stream = self.rules, Reader()
+        header = {
+            "verb": "pull", "tenant": tenant, "reference": source.reference, "allow": source.allow,
+            "username": source.username, "password": source.password,
+            "home": {"files": rules.home_files, "bytes": rules.home_bytes},
+            "bounds": {
+                "seconds": rules.seconds, "disk_bytes": rules.disk_bytes, "files": rules.files,
+                "step_seconds": rules.step_seconds, "stall_seconds": rules.registry_seconds,
+                "kept_bytes": rules.images_bytes,
+            },
+        }  # fmt: skip
+        tell(f"FROM {source.reference}", step="base")
+        await self._node.wait_up()
+        self._node.open(stream, header)
+        try:
+            pulled = None
+            while pulled is None and (item := await stream.next()) is not None:
+                heard = msgspec.json.decode(item[1], type=_Pulling)
+                pulled = heard.pulled
+                if heard.said:
+                    tell(_CONTROL.sub("", heard.said), step="base")
+            if pulled is None:
+                raise await _not_pulled(stream)
+            yield pulled
+        finally:
+            stream.cancel()
 
     async def forget(self, tenant: str, names: list[str]) -> None:
         """Remove templates. Raises RingfenceError."""
@@ -370,11 +426,9 @@ class _Build:
         if step.kind == "COPY" and step.copy is not None:
             await self._copy(site, step, step.copy)
         elif step.kind == "WORKDIR":
-            script = 'if [ ! -d "$1" ]; then mkdir -p -- "$1" && chown -- "$2" "$1"; fi'
-            argv = ["/bin/sh", "-c", script, "sh", step.command, step.setting.user]
-            await self._program(site, step, {"argv": argv, "user": "root", "cwd": "/"})
+            await site.work("folder", step.command, step.setting.user, seconds=self._rules.step_seconds)
         else:
-            await self._program(site, step, shell(step.command, step.setting))
+            await self._program(site, step, _line(step.command, step.setting))
 
     async def _program(self, site: Site, step: Step, words: dict[str, Any]) -> None:
         lines = Lines(self._tell, str(step.number), self._rules.log_lines)
@@ -415,7 +469,7 @@ class _Build:
             self._tell(f"starting: {recipe.start}", step="finalize")
             lines = Lines(self._tell, "finalize", self._rules.log_lines)
             loop = asyncio.get_running_loop()
-            running = loop.create_task(site.run({"op": "exec", **shell(recipe.start, recipe.setting)}, lines))
+            running = loop.create_task(site.run({"op": "exec", **_line(recipe.start, recipe.setting)}, lines))
         try:
             if recipe.ready:
                 await self._until_ready(site, running)
@@ -427,7 +481,7 @@ class _Build:
         deadline = time.monotonic() + self._rules.ready_seconds
         while time.monotonic() < deadline:
             lines = Lines(_silent, "finalize", 1)
-            words = shell(self._recipe.ready, self._recipe.setting)
+            words = _line(self._recipe.ready, self._recipe.setting)
             ended = await site.run({"op": "exec", **words, "timeout": self._rules.ready_seconds}, lines)
             if ended.exit.ok:
                 self._tell("ready", step="finalize")
@@ -462,7 +516,7 @@ class _Build:
                 told = await self._published({**header, "send": True})
         except BadRequest as refused:
             raise StepFailed("finalize", refused.cause, refused.code) from None
-        return Made(told.digest, told.size, self._cached)
+        return Made(told.digest, told.size, self._cached, self._recipe, told.shell)
 
     async def _published(self, header: dict[str, Any]) -> _Published:
         stream = Reader()
@@ -495,12 +549,29 @@ def upload_key(files: str) -> str:
     return f"upload {files}"
 
 
-def shell(line: str, setting: Setting) -> dict[str, Any]:
+def shell(line: str, setting: Setting, program: str = "/bin/bash") -> dict[str, Any]:
     """A shell line as a program of these settings, as E2B's clients start one."""
+    return {"argv": [program, "-l", "-c", line], **_as_set(setting)}
+
+
+def _line(line: str, setting: Setting) -> dict[str, Any]:
+    """The same in a build, where a step may have brought bash: whichever shell there is now."""
+    return {"shell": line, "login": True, **_as_set(setting)}
+
+
+def _as_set(setting: Setting) -> dict[str, Any]:
     home = "/root" if setting.user == "root" else f"/home/{setting.user}"
     env = {"HOME": home, "USER": setting.user, "LOGNAME": setting.user, **dict(setting.env)}
-    argv = ["/bin/bash", "-l", "-c", line]
-    return {"argv": argv, "user": setting.user, "cwd": setting.workdir, "env": env}
+    return {"user": setting.user, "cwd": setting.workdir, "env": env}
+
+
+async def _not_pulled(stream: Reader) -> RingfenceError:
+    """Why there is no image. A refusal is nobody's step."""
+    try:
+        raise_node(decode_node((await stream.ended).header, NodeAnswer).error)
+    except BadRequest as refused:
+        return StepFailed("base", refused.cause, refused.code)
+    return SandboxLost("pulling the image broke off")
 
 
 def broken(error: BaseException) -> RingfenceError:

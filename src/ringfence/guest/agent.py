@@ -31,6 +31,8 @@ NEXT_SPARE_SECONDS: Final = 0.05  # after a program began: its own start comes f
 FINISHED_KEPT: Final = 64  # ended programs whose tail and fate can still be asked for
 SHELLS: Final = ("/bin/bash", "/bin/sh")
 ORDER_FD: Final = 3
+#: Loaded while our files can still be seen; what a codec is asked for later would be looked for in vain.
+LATE_IMPORTS: Final = ("encodings.idna", "encodings.latin_1", "encodings.ascii", "encodings.utf_8", "traceback")
 #: Renews the locks of every logger there is, in case another thread held one. There is none, and they are many pages.
 LOGGING_LOCKS: Final = ("logging", "_after_at_fork_child_reinit_locks")
 
@@ -166,7 +168,8 @@ class Agent:
 
     def op_exec(self, stream: Stream, request: dict[str, Any]) -> None:
         """Start a program from an argument list, or a shell line."""
-        argv = request.get("argv") or [_shell(), "-c", str(request["shell"])]
+        login = ["-l"] if request.get("login") is True else []
+        argv = request.get("argv") or [_shell(), *login, "-c", str(request["shell"])]
         if not all(isinstance(part, str) and "\0" not in part for part in argv):
             raise BadAsk("bad_request", "argv must be strings without NUL")
         uid, gid = self._user(request)
@@ -217,7 +220,7 @@ class Agent:
         return spare
 
     def _next_spare(self) -> None:
-        if self.spare is None:
+        if self.spare is None and (self.fresh or not self.plan.exec_runner):
             with contextlib.suppress(OSError):  # no process or memory to spare: the next run forks its own
                 self.spare = self._fork_runner({})
 
@@ -347,6 +350,10 @@ class Agent:
             os._exit(code)
 
     def _fork_runner(self, request: dict[str, Any]) -> Spare:
+        if self.plan.exec_runner and not self.fresh:
+            raise BadAsk(
+                "no_python", "this template's image has no Python; run a command instead, or use another template"
+            )
         ends = processes.Ends(request.get("pty"), bool(request.get("stdin")))
         uid, gid = self._user(request)
         ours, theirs = socket.socketpair()
@@ -453,7 +460,10 @@ class Agent:
         theirs.close()
 
     def warm(self) -> None:
-        """Fork the interpreter that waits for the first program."""
+        """Fork the interpreter that waits for the first program, where there is one."""
+        if self.plan.exec_runner and not self.fresh:
+            self.rehearse()
+            return
         spare = self.spare = self._fork_runner({})
         spare.orders.settimeout(WARM_SECONDS)
         said = spare.orders.recv(1)

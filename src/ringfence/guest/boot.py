@@ -36,8 +36,6 @@ _ALL_IDS: Final = 0xFFFFFFFF
 _PASSWD_BYTES: Final = 1024 * 1024
 #: gVisor shows these to every container; nothing a program needs is behind them.
 _GVISOR_EXTRA: Final = (("/dev/fuse", os.unlink), ("/dev/net/tun", os.unlink), ("/dev/net", os.rmdir))
-#: Loaded while our files can still be seen; what a codec is asked for later would be looked for in vain.
-_LATE_IMPORTS: Final = ("encodings.idna", "encodings.latin_1", "encodings.ascii", "encodings.utf_8", "traceback")
 
 
 class Orders:
@@ -375,25 +373,11 @@ class Guest(agent.Agent):
             return int(uid), int(gid or uid)
         return super()._user(request)
 
-    def _fork_runner(self, request: dict[str, Any]) -> agent.Spare:
-        if not self.orders.python:
-            raise BadAsk(
-                "no_python", "this template's image has no Python; run a command instead, or use another template"
-            )
-        return super()._fork_runner(request)
-
     def _adopt(self, *args: Any) -> processes.Process:
         program = super()._adopt(*args)
         if self.orders.kernel == GVISOR:  # its terminals change their size in silence
             program.resized = lambda: tell_resized(program.pid, self.held)
         return program
-
-    def warm(self) -> None:
-        """Have an interpreter wait, where there is one."""
-        if self.orders.python:
-            super().warm()
-        else:
-            self.rehearse()
 
 
 def tell_resized(session: int, held: int) -> None:
@@ -432,7 +416,7 @@ def _fresh_argv(orders: Orders) -> list[str]:
 def serve(orders: Orders) -> None:
     """Put the fences up, then become the agent."""
     fresh = _fresh_argv(orders) if orders.python else []
-    for name in _LATE_IMPORTS:
+    for name in agent.LATE_IMPORTS:
         importlib.import_module(name)
     scene = Scene(orders)
     set_up(scene, orders.kernel)

@@ -255,12 +255,14 @@ def rehearse() -> None:
     sys.stdout.flush()
 
 
-def fresh_argv(preload: list[str], order_fd: int) -> list[str]:
-    """The command that is this module in an interpreter of its own (zygote = "none").
+def fresh_argv(preload: list[str], order_fd: int, python: str | None = None) -> list[str]:
+    """The command that is this module in an interpreter of its own (zygote = "none"), or an image's; none without one.
 
     Read while our source can still be seen: a sandbox's root does not hold it.
     """
+    if python == "":
+        return []
     with open(__file__) as file:
         source = file.read()
     tail = f"\nimport importlib\nfor name in {preload!r}:\n    importlib.import_module(name)\nmain({order_fd})\n"
-    return [PYTHON, "-I", "-c", source + tail]
+    return [python or PYTHON, "-I", "-c", source + tail]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ class Zygote:
         self.seccomp = base64.b64decode(config["seccomp"])
         self.landlock_abi = sc.landlock_abi()
         self.preload: list[str] = config["preload"]
+        self.python: str | None = config["python"]  # as runtimes/base.py says
         self.reseeders: list[reseed.Reseeder] = []
         self.fresh: list[str] = []
         self.machine = table.machine()
@@ -72,7 +74,9 @@ class Zygote:
     def warm_up(self) -> None:
         """Import what the template asks for, run a throwaway program, and settle the heap for sharing."""
         hooks = agent.imported(self.preload)
-        self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD)
+        self.fresh = runner.fresh_argv(self.preload, agent.ORDER_FD, self.python)
+        for name in agent.LATE_IMPORTS if self.python is not None else ():
+            importlib.import_module(name)
         for _ in range(REHEARSALS):
             runner.rehearse()
             lone.rehearse()
@@ -250,6 +254,9 @@ def main() -> None:
         control.send(BROKEN + f"{type(error).__name__}: {error}"[:2000].encode())
         return
     os.environ.update(config["late_env"])
+    if zygote.python is not None:
+        sys.path[:] = []  # what lies there in an image is another library's
+        sys.path_importer_cache.clear()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead sandboxes are reaped by the kernel
     control.send(READY)
     with contextlib.suppress(ConnectionError):  # a node that was killed hangs up less politely

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ringfence.domain.errors import BadRequest, PlatformFault, RingfenceError
+from ringfence.domain.errors import BadRequest, NotFound, PlatformFault, RingfenceError
 from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import new_id
+from ringfence.domain.template import Template, ZygoteMode
 from ringfence.guest import frames
+from ringfence.guest.building.work import NEEDS
 from ringfence.node.egress import check_network
 from ringfence.node.live import Live
+from ringfence.node.pulling import BASE, PULLED, Pulls
 from ringfence.runtimes.base import Runtime, StartSpec
-from ringfence.templates.catalog import OWNED, Both, Built
+from ringfence.templates.catalog import OWNED, Both, Built, template_fields
 
 JAIL: Final = "jail"
 BUILDER: Final = "ringfence.templates.owned"
@@ -54,15 +58,52 @@ def _jail(node: Any, built: Built) -> Runtime:
     return runtime
 
 
+def _base(node: Any, ask: dict[str, Any]) -> Built:
+    """What is built upon: a template, or an image that its build holds. Raises NotFound, BadRequest."""
+    name = str(ask["template"])
+    if name.startswith(PULLED):
+        return works_of(node).pulls.read(ask["tenant"], name)
+    built: Built = node.built(name, tenant=ask["tenant"], fresh=True)
+    return built
+
+
+def _workshop(built: Built) -> Template:
+    """As the template, with what our jobs in there need (guest/building/work.py) imported before they come to it.
+
+    So they run on files of ours, whatever an image or a step has in the place of Python.
+    """
+    name = f"build-{built.digest[:24]}"
+    return dataclasses.replace(built.template, name=name, preload=NEEDS, zygote=ZygoteMode.FORK)
+
+
+@asynccontextmanager
+async def pulled_image(node: Any, ask: dict[str, Any], tell: Callable[[str], None]) -> AsyncIterator[dict[str, Any]]:
+    """An image, for as long as this is held; what its build needs to know. Raises BadRequest, PlatformFault."""
+    works = works_of(node)
+    try:
+        trusted = node.built(BASE, tenant=ask["tenant"], fresh=True)
+    except NotFound:
+        raise PlatformFault(
+            f"images need our template {BASE!r}, which is not built here",
+            code="builds_absent",
+            remediation=f"as the operator: ringfence templates build {BASE}",
+        ) from None
+    async with works.pulls.held(ask, trusted, node.settings.floor, tell) as kept:
+        yield {
+            "name": PULLED + kept.built.digest, "digest": kept.built.digest, "shell": kept.shell,
+            "env": dict(kept.built.template.env),
+        }  # fmt: skip
+
+
 @asynccontextmanager
 async def building_sandbox(node: Any, ask: dict[str, Any], limits: Limits) -> AsyncIterator[Live]:
     """A sandbox to build in; gone when this is left. Raises what claiming one raises."""
-    built = node.built(ask["template"], tenant=ask["tenant"], fresh=True)
+    built = _base(node, ask)
     runtime = _jail(node, built)
-    policy = node.policy(ask)
+    policy = node.policy(ask, built.template)
     if policy.networked:
         check_network(runtime)
-    words = ask["tenant"], built.template, built.root, built.digest, limits, False, False, policy.networked
+    words = ask["tenant"], _workshop(built), built.root, built.digest, limits, False, False, policy.networked
     spec = StartSpec(new_id("s"), *words, writable=True, trusted_root=built.trusted_root)
     live: Live = await node.made_now(runtime, spec)
     live.building = True
@@ -173,25 +214,30 @@ class Works:
     def __init__(self, catalog: Both) -> None:
         self._catalog = catalog
         self._place = catalog.owned.directory
+        self.pulls = Pulls(self._place.parent / "pulled")
         self._turn = asyncio.Lock()
         self._count = 0
 
     async def begin(self) -> None:
-        """Remove what an earlier node left half made."""
+        """Remove what an earlier node left half made, or pulled."""
+        await self.pulls.begin()
         if self._place.is_dir():
             await self._job({"job": "sweep", "directory": str(self._place)})
 
     async def publish(self, node: Any, call: Any, ask: dict[str, Any]) -> dict[str, Any]:
         """A template of what came, and what it comes to; `missing` where it first has to be sent."""
         name, blobs = _checked(ask)
-        base = node.built(ask["template"], tenant=ask["tenant"], fresh=True)
+        base = _base(node, ask)
         _jail(node, base)
+        pulled = base.template.name.startswith(PULLED)
         key = key_of(ask["tenant"], base.digest, blobs)
         job = {
             "job": "publish", "directory": str(self._place), "tenant": ask["tenant"], "name": name, "key": key,
             "base": str(base.root), "trusted": str(base.trusted_root or base.root), "blobs": blobs,
             "template": ask["settings"], "bounds": ask["bounds"], "home": ask["home"], "limits": _limits(ask),
-            "from": base.template.name, "from_owned": bool(base.owner),
+            "from": base.template.name, "from_owned": bool(base.owner), "foreign": base.foreign,
+            "source": _plain(template_fields(base.template)) if pulled else None,
+            "base_bytes": base.size_bytes if pulled else 0,
         }  # fmt: skip
         if (self._place / key / "root").is_dir():
             return await self._job({**job, "blobs": []})
@@ -246,6 +292,10 @@ class Works:
         return _answer(said)
 
 
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
 def works_of(node: Any) -> Works:
     """What tenants build here. Raises BadRequest where there is no place for it."""
     works: Works | None = node.works
@@ -264,7 +314,7 @@ def _answer(said: bytes) -> dict[str, Any]:
         told = json.loads(said[-SAID_BYTES:].splitlines()[-1])
         error = told.get("error")
         if error is None:
-            return {name: told[name] for name in ("digest", "size") if name in told}
+            return {name: told[name] for name in ("digest", "size", "shell") if name in told}
         words = str(error["code"])[:80], str(error["cause"])[:600], str(error["remediation"])[:300]
         refused = error["status"] == BadRequest.status
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):

@@ -62,7 +62,7 @@ async def restored(
     if policy.networked:
         check_network(runtime)
     words = ask["tenant"], built.template, built.root, built.digest, limits, False, False, policy.networked
-    live = await node.made_now(runtime, StartSpec(name, *words, trusted_root=trusted))
+    live = await node.made_now(runtime, StartSpec(name, *words, trusted_root=trusted, python=built.python))
     live.begins = begins
     await node.give(live, ask, limits, ttl, policy, trust)
     return live, {"queue": 0.0, "claim": (time.monotonic() - begun) * 1e3}

@@ -19,7 +19,7 @@ from ringfence.domain.process import How
 from ringfence.domain.sandbox import START_BYTES
 from ringfence.guest import frames
 from ringfence.node.beginning import begin
-from ringfence.node.building import Intake, building_sandbox, works_of
+from ringfence.node.building import Intake, building_sandbox, pulled_image, works_of
 from ringfence.node.link import GuestLink
 from ringfence.node.live import Live
 from ringfence.node.pausing import awake, hold, left, let_go, restored
@@ -136,7 +136,7 @@ class Verbs:
             for name in (
                 "run", "create", "open", "get", "list", "extend", "allow", "secret", "reset", "stop",
                 "pause", "unpause", "restore", "wake",
-                "build", "publish", "unpublish",
+                "pull", "build", "publish", "unpublish",
                 "templates", "runtimes", "status", "events", "warm",
             )
         }  # fmt: skip
@@ -269,6 +269,16 @@ class Verbs:
         live = await self._find(ask)
         await awake(self._node, live, min(float(ask["ttl_seconds"]), MAX_TTL))
         call.end({"sandbox": live.describe()})
+
+    async def verb_pull(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
+        """An image to build upon, for as long as the asker holds this stream; how it goes is told meanwhile."""
+
+        def tell(text: str) -> None:
+            call.send(frames.CONTROL, json.dumps({"said": text}).encode())
+
+        async with pulled_image(self._node, ask, tell) as pulled:
+            call.send(frames.CONTROL, json.dumps({"pulled": pulled}).encode())
+            await asyncio.get_running_loop().create_future()
 
     async def verb_build(self, call: Call, ask: dict[str, Any], _: bytes) -> None:
         """A sandbox whose root may be changed, for as long as the asker holds this stream."""

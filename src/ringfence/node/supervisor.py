@@ -28,7 +28,7 @@ from ringfence.domain.limits import Limits
 from ringfence.domain.process import How
 from ringfence.domain.sandbox import State, new_id
 from ringfence.domain.secrets import Trust, trust_from, with_hosts
-from ringfence.domain.template import NAME, ZygoteMode
+from ringfence.domain.template import NAME, Template, ZygoteMode
 from ringfence.guest import frames
 from ringfence.node.building import Works
 from ringfence.node.described import runtime_row, template_row, unknown_template, usage_row
@@ -153,7 +153,8 @@ class Supervisor:
         if networked:
             check_network(runtime)
         # An interpreter that is exec'd afresh needs an agent to start it.
-        lone = lone and built.template.zygote is ZygoteMode.FORK and runtime.capabilities().lone
+        forks = built.template.zygote is ZygoteMode.FORK and built.python is None
+        lone = lone and forks and runtime.capabilities().lone
         key = PoolKey(tenant, template, built.digest, shape_of(limits), runtime.name, one_shot, lone, networked)
         pool = self._pools.get(key)
         if pool is not None and not pool.closed:
@@ -166,7 +167,7 @@ class Supervisor:
         words = tenant, built.template, built.root, built.digest, limits, one_shot, lone, networked
 
         def spec() -> StartSpec:
-            return StartSpec(new_id("s"), *words, trusted_root=built.trusted_root)
+            return StartSpec(new_id("s"), *words, trusted_root=built.trusted_root, python=built.python)
 
         pool = Pool(
             # Limits of somebody's own choice are kept warm only while they are asked for: there are so many of them.
@@ -262,9 +263,9 @@ class Supervisor:
 
     # -- what it may reach ----------------------------------------------------------------------------------
 
-    def policy(self, ask: dict[str, Any]) -> Policy:
+    def policy(self, ask: dict[str, Any], template: Template | None = None) -> Policy:
         """What was asked for, checked again on this side of the socket; else what the template says, judged here."""
-        template = self.built(ask["template"], tenant=ask["tenant"]).template
+        template = template or self.built(ask["template"], tenant=ask["tenant"]).template
         return policy_of(ask, template, self.settings.floor, self.settings.gateways, learn=self.settings.learn)
 
     async def _allow_first(self, live: Live, policy: Policy, trust: Trust | None) -> None:

@@ -57,6 +57,9 @@ class StartSpec:
     writable: bool = False  # for a build: its root is a copy that it may change, and its `root` acts like one
     # The files of ours that its agent runs on, where the template's own were made by a tenant.
     trusted_root: Path | None = None
+    # Where source code finds its interpreter in files that came from an image; empty: nowhere. None: it may be a fork
+    # of the agent's own, whose library is in there.
+    python: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

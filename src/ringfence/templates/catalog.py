@@ -31,6 +31,13 @@ class Built:
     recipe: str
     owner: str = ""  # the tenant who built it; empty: it is everybody's
     trusted_root: Path | None = None  # then: the files of ours that its sandboxes' agents run on
+    foreign: bool = False  # its files came from an image: that agent's interpreter has no library in them
+
+    @property
+    def python(self) -> str | None:
+        """Where its sandboxes' source code finds an interpreter, empty: nowhere; None: it is a fork of the agent's."""
+        image = self.template.image
+        return image.python if self.foreign and image is not None else None
 
 
 def builtin_names() -> list[str]:
@@ -165,7 +172,8 @@ class Owned(Catalog):
             raise self._unusable(entry["name"], "what it was built from is not here any more")
         # What is preloaded is imported from the files of ours: no image could have it.
         template = dataclasses.replace(template_from(entry["template"]), preload=tuple(entry["preload"]))
-        return {"template": template, "owner": entry["owner"], "trusted_root": root}
+        foreign = entry.get("foreign", False) is True
+        return {"template": template, "owner": entry["owner"], "trusted_root": root, "foreign": foreign}
 
     def _owner_of(self, built: Built) -> dict[str, Any]:
         template = dataclasses.replace(built.template, preload=())
@@ -174,6 +182,7 @@ class Owned(Catalog):
             "base": built.trusted_root.parent.name if built.trusted_root else "",
             "template": _lists(template_fields(template)),
             "preload": list(built.template.preload),
+            "foreign": built.foreign,
         }
 
 

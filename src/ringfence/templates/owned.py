@@ -20,11 +20,10 @@ from typing import Any, Final
 
 from ringfence.domain.errors import BadRequest, PlatformFault, RingfenceError
 from ringfence.domain.limits import Limits, limits_from
-from ringfence.domain.template import Image, PoolPolicy, Template
+from ringfence.domain.template import Image, PoolPolicy, Template, template_from
 from ringfence.guest import syscalls as sc
-from ringfence.guest.furnishing import SEED
 from ringfence.guest.plan import HOME
-from ringfence.templates import furnish, tree
+from ringfence.templates import furnish, homes, tree
 from ringfence.templates.catalog import Built, Catalog, Owned
 from ringfence.templates.image import lint, model
 from ringfence.templates.image.access import Bounds
@@ -36,12 +35,11 @@ from ringfence.templates.image.write import write
 
 PYTHON: Final = "usr/bin/python3"
 BASE: Final = "base"  # what the files of what was built upon are called among the layers
+FACTS: Final = "facts"
 JOB_BYTES: Final = 4 * 1024 * 1024
 PLACE: Final = re.compile(r"[0-9a-f]{64}")
-_HOUSE: Final = HOME.strip("/")
-_SEED: Final = SEED.strip("/")
 # What a sandbox has of its own, and what our own recipes alone say of every home.
-_NOT_KEPT: Final = ("dev/", "proc/", "run/", "sys/", "tmp/", "var/tmp/", "etc/skel/", f"{_SEED}/")
+_NOT_KEPT: Final = ("dev/", "proc/", "run/", "sys/", "tmp/", "var/tmp/", "etc/skel/", f"{homes.PLACE}/")
 
 
 class Base:
@@ -53,7 +51,7 @@ class Base:
 
     def _entry(self, root: Path, found: os.DirEntry[str]) -> Entry | None:
         path = os.path.relpath(found.path, root)
-        place = _moved(path, _SEED, _HOUSE)
+        place = _moved(path, homes.PLACE, homes.HOUSE)
         if found.is_symlink():
             return Entry("link", place, os.readlink(found.path))
         if found.is_dir(follow_symlinks=False):
@@ -75,6 +73,7 @@ class Maker:
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
         self._work = Path(job["work"])
+        self.shell = self.python = ""
         self._bounds = replace(Bounds(), **job["bounds"])
 
     def make(self) -> int:
@@ -120,30 +119,12 @@ class Maker:
                 node.children.clear()
         for path in furnish.MOUNT_POINTS:
             root.folder(path, create=True)
-        if not isinstance(root.find(PYTHON)[1], model.File):
+        if not self._job["foreign"] and not isinstance(root.find(PYTHON)[1], model.File):
             raise model.Absent
-        self._put_home_aside(root)
+        search = self._job["template"]["env"].get("PATH", "")
+        self.shell, self.python = lint.shell_in(root), lint.python_in(root, search)
+        homes.put_aside(root, self._job["home"]["files"], self._job["home"]["bytes"])
         model.check_paths(root)
-
-    def _put_home_aside(self, root: model.Root) -> None:
-        house = root.lookup(_HOUSE)
-        above = [_SEED.rsplit("/", count)[0] for count in range(1, _SEED.count("/") + 1)]
-        # A link on the way would have every sandbox's home begin with what lies behind it, wherever that is.
-        odd = [path for path in above if not isinstance(root.lookup(path) or model.Folder(), model.Folder)]
-        if odd or root.lookup(_SEED) is not None or not isinstance(house, model.Folder):
-            raise LayerError("image_unsafe_path", f"the build put something in the way of {SEED}, which we need")
-        files = [node for node in _below(house) if isinstance(node, model.File)]
-        most = self._job["home"]
-        if len(files) > most["files"] or sum(node.size for node in files) > most["bytes"]:
-            raise BadRequest(
-                f"{HOME} has more than {most['files']} files or {most['bytes'] >> 20} MiB, "
-                "which every sandbox would get a copy of",
-                code="home_too_large",
-                remediation="put it elsewhere, as into /opt",
-            )
-        if house.children:
-            root.put(_SEED, model.Folder(dict(house.children)))
-            house.children.clear()
 
     def _write(self, root: model.Root, base: Base, layers: list[Layer]) -> None:
         files = {layer.name: layer.open_files() for layer in layers}
@@ -160,16 +141,6 @@ def _names(base: Base) -> Callable[[model.File], str]:
     return lambda node: base.paths[node.number] if node.layer == BASE else str(node.number)
 
 
-def _below(folder: model.Folder) -> list[model.Node]:
-    waiting, found = [folder], []
-    while waiting:
-        for node in waiting.pop().children.values():
-            found.append(node)
-            if isinstance(node, model.Folder):
-                waiting.append(node)
-    return found
-
-
 def _own(path: str) -> bool:
     return f"{path}/".startswith(_NOT_KEPT)
 
@@ -178,10 +149,11 @@ def _nobody(_: int) -> None:
     return
 
 
-def _template(job: dict[str, Any], source: Template) -> Template:
+def _template(job: dict[str, Any], source: Template, facts: dict[str, Any]) -> Template:
     """What its sandboxes get: the limits of the template it was built upon, unless it was built with others."""
     asked = job["template"]
-    env = {**dict(source.env), **asked["env"]}
+    shell = {"SHELL": facts["shell"]} if job["foreign"] and facts["shell"] else {}
+    env = {**shell, **dict(source.env), **asked["env"]}
     limits: Limits = limits_from(job["limits"], source.limits)
     return replace(
         source,
@@ -195,7 +167,7 @@ def _template(job: dict[str, Any], source: Template) -> Template:
         # For containers and gVisor it is an image: they bring an interpreter for their agent.
         image=Image(
             reference=f"e2b/{job['name']}", digest=f"sha256:{job['key']}", env=(), workdir=HOME,
-            user=f"{furnish.UID}:{furnish.UID}", python=f"/{PYTHON}",
+            user=f"{furnish.UID}:{furnish.UID}", python=facts["python"],
         ),
     )  # fmt: skip
 
@@ -205,24 +177,37 @@ def publish(job: dict[str, Any]) -> dict[str, Any]:
     place = Path(job["directory"])
     trusted = Path(job["trusted"])
     catalog = Owned(place, trusted.parent.parent)
-    source = _source(job, catalog).template
+    source = _source(job, catalog)
     root = place / job["key"] / "root"
     if not root.is_dir():
-        size = Maker(job).make()
+        maker = Maker(job)
+        facts: dict[str, Any] = {"size": maker.make() + job["base_bytes"], "shell": maker.shell, "python": maker.python}
         root.parent.mkdir(mode=0o755, exist_ok=True)
-        (root.parent / "size").write_text(str(size))
+        (root.parent / FACTS).write_text(json.dumps(facts))
         (Path(job["work"]) / "root").rename(root)
     else:
-        size = int((root.parent / "size").read_text())
-    built = Built(_template(job, source), job["key"], root, size, time.time(), job["key"], job["tenant"], trusted)
-    catalog.record(built)
+        facts = _facts(root.parent)
+    words = job["key"], root, facts["size"], time.time(), job["key"], job["tenant"], trusted, job["foreign"]
+    catalog.record(Built(_template(job, source, facts), *words))
     catalog.read(job["name"])  # what nobody could use is not said to be made
-    return {"digest": job["key"], "size": size}
+    return {"digest": job["key"], "size": facts["size"], "shell": facts["shell"]}
 
 
-def _source(job: dict[str, Any], catalog: Owned) -> Built:
+def _facts(place: Path) -> dict[str, Any]:
+    """What is known of a root; of one that an earlier version made, its size, and that it was ours."""
+    try:
+        found: dict[str, Any] = json.loads((place / FACTS).read_text())
+    except FileNotFoundError:
+        found = {"size": int((place / "size").read_text()), "shell": "/bin/bash", "python": f"/{PYTHON}"}
+    return found
+
+
+def _source(job: dict[str, Any], catalog: Owned) -> Template:
+    """The template that was built upon; what was pulled has none that anybody could name, so its own comes along."""
+    if job.get("source") is not None:
+        return template_from(job["source"])
     trusted = Path(job["trusted"]).parent.parent
-    return catalog.read(job["from"]) if job["from_owned"] else Catalog(trusted).read(job["from"])
+    return (catalog.read(job["from"]) if job["from_owned"] else Catalog(trusted).read(job["from"])).template
 
 
 def remove(job: dict[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,20 @@
     mark PLACE      remember how every file is
     layer PLACE     write what is different since then to standard output, as a tar with whiteouts; and remember anew
     apply           lay such a tar from standard input over the root
+    folder PATH WHO make a folder, and those above it, where there is none; it alone is that user's
 
-Everything in here may be in a hostile hand, the interpreter included: what it writes is a stranger's to whoever reads
-it. The tar that `place` is given is the client's; here it meets no file but the build's own.
+It runs on an interpreter of ours, whose library is not in this root: everything it needs is imported before (NEEDS).
+All the same everything in here may be in a hostile hand: what it writes is a stranger's to whoever reads it. The tar
+that `place` is given is the client's; here it meets no file but the build's own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import grp
 import io
 import json
 import os
 import posixpath
-import pwd
 import shutil
 import stat
 import sys
@@ -25,6 +25,12 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final
 
+#: What this file imports, and what that imports when it is first used: an archive's compression, a traceback.
+NEEDS: Final = (
+    "bz2", "contextlib", "encodings.ascii", "encodings.latin_1", "encodings.utf_8", "gzip", "io", "json", "linecache",
+    "lzma", "os", "posixpath", "shutil", "stat", "tarfile", "traceback", "typing", "zlib",
+)  # fmt: skip
+USERS, GROUPS = "/etc/passwd", "/etc/group"
 WHITEOUT: Final = ".wh."
 OWN: Final = frozenset({"dev", "proc", "run", "sys"})
 # A template's files are all root's; whose they were when it was built is kept beside, for builds upon it.
@@ -251,11 +257,32 @@ def _is_folder(target: str) -> bool:
 def _ids(user: str) -> tuple[int, int]:
     """Raises Refused for nobody."""
     name, _, group = user.partition(":")
+    known, grouped = _entry(USERS, name), _entry(GROUPS, group) if group else []
     try:
-        known = pwd.getpwnam(name)
-        return known.pw_uid, grp.getgrnam(group).gr_gid if group else known.pw_gid
-    except KeyError:
+        return int(known[2]), int(grouped[2] if group else known[3])
+    except (IndexError, ValueError):
         raise Refused(f"there is no user {user[:80]!r}") from None
+
+
+def _entry(path: str, name: str) -> list[str]:
+    """The line of this name. The C library would ask modules of the image's for it."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            fields = line.rstrip("\n").split(":")
+            if fields[0] == name:
+                return fields
+    return []
+
+
+def folder(path: str, user: str) -> None:
+    """Make it, if there is none. Raises Refused."""
+    if os.path.isdir(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        os.chown(path, *_ids(user))
+    except OSError as error:
+        raise Refused(f"the folder {path[:200]!r} cannot be made: {error.strerror}") from None
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -415,6 +442,7 @@ def main(words: list[str]) -> int:
         "mark": lambda: mark(words[1]),
         "layer": lambda: layer(words[1], sys.stdout.buffer),
         "apply": lambda: apply(sys.stdin.buffer),
+        "folder": lambda: folder(words[1], words[2]),
     }
     try:
         jobs[words[0]]()
@@ -425,4 +453,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.clear()  # nothing that lies in this root is imported
     sys.exit(main(sys.argv[1:]))

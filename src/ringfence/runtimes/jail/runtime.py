@@ -261,7 +261,8 @@ class Jail(OnWires):
 
     def _planned(self, spec: StartSpec) -> tuple[Plan, bytes]:
         """The plan and how it is sent; there are far fewer kinds of them than sandboxes."""
-        key = (spec.limits, spec.one_shot, spec.lone, spec.template.zygote, spec.networked, spec.writable)
+        kind = spec.template.zygote, spec.python is not None
+        key = (spec.limits, spec.one_shot, spec.lone, kind, spec.networked, spec.writable)
         known = self._plans.get(key)
         if known is None:
             if len(self._plans) >= MOST_PLANS:
@@ -282,7 +283,7 @@ class Jail(OnWires):
             data_bytes=0 if "memory" in self._groups.enforces else limits.memory_bytes + DATA_SPARE,
             warm_runner=spec.one_shot,
             lone=spec.lone,
-            exec_runner=spec.template.zygote is ZygoteMode.NONE,
+            exec_runner=spec.template.zygote is ZygoteMode.NONE or spec.python is not None,
             time_namespace=True,
             resolver=NAMESERVER if spec.networked else "",
             writable=spec.writable,
@@ -324,6 +325,7 @@ class Jail(OnWires):
                     "compiled": str(compiled or ""),
                     "without": sorted(self._without),
                     "zygote": {
+                        "python": spec.python,
                         "seccomp": self._seccomp,
                         "preload": list(spec.template.preload) if spec.template.zygote is ZygoteMode.FORK else [],
                         # A tenant's variables are not for what runs before the fences stand: a linker reads them.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ringfence.domain.egress import Floor
 from ringfence.domain.errors import BadRequest
 from ringfence.templates.image.reference import PATH, REGISTRY
 
@@ -44,7 +45,9 @@ class Access:
     """Registries that may be private (`host`, `host:port`, with http:// before it for one without TLS), and secrets.
 
     `auth` is a table as in Docker's and podman's auth.json, `ca` the text of PEM certificates, `mirror` stands in
-    for the registry of every reference.
+    for the registry of every reference. `floor` is the operator's, where it is a tenant who asks: what is not allowed
+    by name is then spoken to at port 443 alone, by IPv4, which is what a floor speaks of, and never if it is below
+    the floor or this host's own.
     """
 
     allow: tuple[str, ...] = ()
@@ -52,6 +55,7 @@ class Access:
     ca: str = field(default="", repr=False)
     auth: dict[str, Any] = field(default_factory=dict, repr=False)
     bounds: Bounds = field(default_factory=Bounds)
+    floor: Floor | None = None
 
     @property
     def allowed(self) -> frozenset[str]:

@@ -22,7 +22,7 @@ from ringfence.templates.image import jobs
 from ringfence.templates.image.access import Access, auth_for
 from ringfence.templates.image.gateway import PROXY_PORT, Gateway, doors
 from ringfence.templates.image.manifest import MANIFEST_BYTES, Blob, Manifest
-from ringfence.templates.image.reference import Reference, private
+from ringfence.templates.image.reference import Reference, beyond, private
 
 START_SECONDS: Final = 20.0
 LOOK_SECONDS: Final = 0.1
@@ -35,6 +35,7 @@ CPU_SECONDS: Final = 1200
 MEMORY: Final = 2 * 1024**3
 THREADS: Final = 1024
 LAYOUT: Final = "image"
+AUTH: Final = "/auth.json"  # as confine.py places it, in the job's own memory
 _DIRECT: Final = re.compile(r"dial tcp:? (\S+?): ")
 _DENIED: Final = ("unauthorized", "authentication required", "access to the resource is denied", "invalid username")
 _ABSENT: Final = ("manifest unknown", "name unknown", "not found", "status code 404", "status 404")
@@ -123,23 +124,29 @@ class Fetcher:
     def _how(self, prefix: str) -> list[str]:
         registry = self._asked()
         plain = registry in self._access.plain or registry.partition(":")[0] in self._access.plain
-        words = [f"--{prefix}tls-verify={'false' if plain else 'true'}", "--authfile=/folder/auth.json"]
+        words = [f"--{prefix}tls-verify={'false' if plain else 'true'}", f"--authfile={AUTH}"]
         return [*words, f"--{prefix}cert-dir=/folder/certificates"]
 
     def _asked(self) -> str:
         return (self._access.mirror or self._reference.registry).partition("/")[0]
 
     def _furnish(self, place: Path) -> None:
-        """Lay the job's secrets beside where it writes: only those of the one registry that it asks."""
-        prefix = self._access.mirror.partition("/")[2]
-        path = f"{prefix}/{self._reference.path}" if prefix else self._reference.path
-        auth = auth_for(self._access.auth, self._asked(), path)
+        """Lay a private authority's certificates beside where the job writes."""
         certificates = place / "certificates"
         certificates.mkdir(exist_ok=True)
-        _place(place / "auth.json", json.dumps({"auths": auth}))
         if self._access.ca:
             _place(certificates / "private.crt", self._access.ca)
         jobs.give(certificates)
+
+    def _secrets(self) -> int:
+        """A descriptor with the job's secrets, only those of the one registry it asks: no file of a disk has them."""
+        prefix = self._access.mirror.partition("/")[2]
+        path = f"{prefix}/{self._reference.path}" if prefix else self._reference.path
+        auth = auth_for(self._access.auth, self._asked(), path)
+        fd = os.memfd_create("auth", os.MFD_CLOEXEC)
+        os.write(fd, json.dumps({"auths": auth}).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
 
     def _environment(self) -> dict[str, str]:
         proxy = f"http://127.0.0.1:{PROXY_PORT}"
@@ -155,12 +162,16 @@ class Fetcher:
         rlimits = {"FSIZE": most_bytes + SPARE_BYTES, "CPU": CPU_SECONDS, "DATA": MEMORY, "NPROC": THREADS}
         ports = [PROXY_PORT, *(port for port in hosts if port != PROXY_PORT)]
         words = [self._skopeo, "--insecure-policy", "--tmpdir=/folder", *argv]
+        secrets = self._secrets()
         with ours:
-            with theirs:
+            try:
                 process = jobs.start(
-                    "fetch", place, rlimits=rlimits, pass_fds=(theirs.fileno(),),
-                    ports=ports, talk=theirs.fileno(), argv=words, env=self._environment(),
+                    "fetch", place, rlimits=rlimits, pass_fds=(theirs.fileno(), secrets),
+                    ports=ports, talk=theirs.fileno(), auth=secrets, argv=words, env=self._environment(),
                 )  # fmt: skip
+            finally:
+                theirs.close()
+                os.close(secrets)
             with process:
                 try:
                     return asyncio.run(self._attend(process, ours, most_bytes, seconds, look, place))
@@ -219,7 +230,8 @@ class Fetcher:
         if run.gateway.exhausted:
             return _endless()
         if run.gateway.denied:
-            return private(run.gateway.denied[0])
+            refused = private if self._access.floor is None else beyond
+            return refused(run.gateway.denied[0])
         if "no space left on device" in said:
             return commands.no_space()
         direct = _DIRECT.search(said)

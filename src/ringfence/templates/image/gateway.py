@@ -14,12 +14,16 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
 from typing import Final
 
+from ringfence.domain.egress import Floor
+from ringfence.network.gate.resolver import own
 from ringfence.templates.image.access import Access
 from ringfence.templates.image.reference import is_public
 
 PROXY_PORT: Final = 3128
+TENANTS_PORT: Final = 443  # of registries that a tenant names; others the operator has to
 HEAD_BYTES: Final = 64 * 1024
 CHUNK: Final = 64 * 1024
 HEAD_SECONDS: Final = 10.0
@@ -143,10 +147,16 @@ class Gateway:
         host, port = address
         if plain and not {host, f"{host}:{port}"} & self._access.plain:
             raise Denied
-        loop = asyncio.get_running_loop()
-        found = await asyncio.wait_for(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM), CONNECT_SECONDS)
+        floor = self._access.floor if not self._is_allowed(address) else None
+        if floor is not None and (port != TENANTS_PORT or not floor.permits_name(host.rstrip("."))):
+            raise Denied
+        loop, family = asyncio.get_running_loop(), socket.AF_UNSPEC if floor is None else socket.AF_INET
+        asking = loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        found = await asyncio.wait_for(asking, CONNECT_SECONDS)
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
         if not self._is_allowed(address) and not all(is_public(each) for each in addresses):
+            raise Denied
+        if floor is not None and not all(_above(floor, each) for each in addresses):
             raise Denied
         failure: OSError = OSError("no address")
         for each in addresses[:4]:
@@ -181,6 +191,12 @@ class Gateway:
         self.heard = time.monotonic()
         if self.exhausted:
             raise OSError("more than the image may have")
+
+
+def _above(floor: Floor, address: str) -> bool:
+    """Whether a tenant may have an address spoken to: it is not this host's, whatever listens here for others."""
+    found = IPv4Address(address)
+    return floor.permits(found) and not own(found)
 
 
 def _plain_head(asked: re.Match[str], rest: bytes) -> bytes:

@@ -92,6 +92,19 @@ def _add_line(root: Root, path: str, first: str, line: str, read: Read) -> None:
     root.put(path, Text(b"\n".join([*kept, line.encode(), b""])))
 
 
+def shell_in(root: Root) -> str:
+    """The tree's shell, bash before any other; empty when there is none."""
+    return next((f"/{path}" for path in ("bin/bash", "bin/sh") if _is_program(root, path)), "")
+
+
+def _is_program(root: Root, path: str) -> bool:
+    try:
+        node = root.find(path)[1]
+    except (Absent, LayerError):
+        return False
+    return isinstance(node, File) and node.executable
+
+
 def python_in(root: Root, search: str) -> str:
     """The path of a Python 3.8 or newer in the tree, with its library beside it; empty when there is none."""
     folders = [folder for folder in f"{search}:{PATH}".split(":") if folder.startswith("/")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,8 @@ from ringfence.templates.progress import Progress, Report, within
 STAGED: Final = "layers"
 FETCHED: Final = "fetched"
 RESERVE: Final = 256 * 1024 * 1024
+
+Furnish = Callable[[model.Root, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,11 @@ def resolve(reference: Reference, access: Access, work: Path, report: Report) ->
 class Maker:
     """Makes one root below `work`, with what the store has, and stages there what the store will get."""
 
-    def __init__(self, found: Found, access: Access, store: Store, work: Path, report: Report) -> None:
+    def __init__(
+        self, found: Found, access: Access, store: Store, work: Path, report: Report, furnish: Furnish | None = None
+    ) -> None:
+        """`furnish` is what else is done to the tree, which knows the image's Python, before it is written."""
+        self._furnish = furnish
         self._found = found
         self._access = access
         self._store = store
@@ -125,11 +131,13 @@ class Maker:
                 root.apply(layer.name, layer.entries)
             lint.check(root)
             lint.prepare(root, image.workdir, lambda file: _content(files[file.layer], file))
+            python = lint.python_in(root, dict(image.env).get("PATH", ""))
+            if self._furnish is not None:
+                self._furnish(root, python)
             count = model.check_paths(root)
             report = within(self._report, 0.82, 0.9)
             write(root, self._work / "root", files, lambda done: report(_written(done, count)))
         (self._work / "layers.txt").write_text("".join(f"{layer.name}\n" for layer in layers))
-        python = lint.python_in(root, dict(image.env).get("PATH", ""))
         return replace(image, python=python)
 
 

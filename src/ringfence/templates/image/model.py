@@ -47,6 +47,7 @@ class Text:
     """A small file of our own."""
 
     content: bytes
+    executable: bool = False
 
 
 Node = Folder | File | Link | Text

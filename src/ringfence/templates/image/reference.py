@@ -115,6 +115,15 @@ def check_registry(registry: str, allowed: frozenset[str]) -> None:
         raise private(registry)
 
 
+def beyond(address: str) -> BadRequest:
+    """Return the refusal to let a tenant have an address spoken to."""
+    return BadRequest(
+        f"{address} is not spoken to for an image: it is private, this server's own, or not at port 443",
+        code="image_address_refused",
+        remediation="have the operator name the registry in e2b.builds.registries",
+    )
+
+
 def private(address: str) -> BadRequest:
     """Return the refusal to speak to an address inside this machine or its networks."""
     return BadRequest(

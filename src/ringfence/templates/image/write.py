@@ -58,15 +58,15 @@ class _Writer:
                 elif isinstance(node, Link):
                     os.symlink(node.target, name, dir_fd=fd)
                 elif isinstance(node, Text):
-                    self._text(node.content, name, fd)
+                    self._text(node, name, fd)
                 else:
                     self._file(node, name, fd)
         finally:
             os.close(fd)
 
-    def _text(self, content: bytes, name: str, fd: int) -> None:
-        with os.fdopen(os.open(name, _NEW, 0o644, dir_fd=fd), "wb") as file:
-            file.write(content)
+    def _text(self, node: Text, name: str, fd: int) -> None:
+        with os.fdopen(os.open(name, _NEW, 0o755 if node.executable else 0o644, dir_fd=fd), "wb") as file:
+            file.write(node.content)
 
     def _file(self, node: File, name: str, fd: int) -> None:
         source = self._layers[node.layer]

@@ -135,6 +135,7 @@ class Control:
             first=first,
             user=chosen.user,
             workdir=chosen.workdir,
+            shell=chosen.shell,
         )
         request = wire.SandboxRequest(
             template=chosen.name,

@@ -10,7 +10,7 @@ import msgspec
 from ringfence import wire
 from ringfence.api.compat.e2b.call import Call
 from ringfence.api.compat.e2b.connect import ConnectError, Cut, Envelopes, Outgoing, decoded, timeout_of
-from ringfence.api.compat.e2b.records import Begun
+from ringfence.api.compat.e2b.records import SHELL, Begun
 from ringfence.domain.errors import NotFound
 from ringfence.domain.process import How
 from ringfence.engine.processes import NOWHERE, LiveProcess
@@ -137,8 +137,9 @@ def _request(call: Call, asked: Start) -> wire.ProcessRequest:
     if not config.cmd:
         raise ConnectError("invalid_argument", "cmd is empty")
     home = {"HOME": call.account.home, "USER": call.account.name, "LOGNAME": call.account.name}
+    program = call.face.record.shell if config.cmd == SHELL else config.cmd
     return wire.ProcessRequest(
-        argv=[config.cmd, *(config.args or [])],
+        argv=[program, *(config.args or [])],
         env={**home, **call.face.environment(), **(config.envs or {})},
         cwd=call.path(config.cwd) if config.cwd else call.face.record.workdir,
         user=call.account.name,

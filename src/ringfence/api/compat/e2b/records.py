@@ -22,6 +22,7 @@ _log: Final = logging.getLogger(__name__)
 TOKEN_BYTES: Final = 32
 DOUBT_SECONDS: Final = 2.0
 WOKEN_SECONDS: Final = 300.0  # E2B's documentation of auto-resume: five minutes, or the time at create if longer
+SHELL: Final = "/bin/bash"
 MOST_FINISHED: Final = 512  # started programs remembered of one sandbox
 
 
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, kw_only=True):
     first: bool = False  # made by the first create route, whose clients say some things whatever their user wants
     user: str = "user"  # whom the template says programs run as
     workdir: str | None = None  # and where they start; nothing: at home
+    shell: str = SHELL  # what stands in for the one that clients name, where the template has none
 
 
 def new_token() -> str:

@@ -78,6 +78,7 @@ def _builds(built: TemplateRoutes) -> dict[Pattern, dict[str, Handler]]:
         (*one, "files", ANY): {"GET": built.files},
         ("v2", *one, "builds", ANY): {"POST": built.start},
         (*one, "builds", ANY, "status"): {"GET": built.status},
+        (*one, "builds", ANY, "logs"): {"GET": built.logs},
     }
 
 

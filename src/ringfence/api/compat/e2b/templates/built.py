@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ringfence import wire
+from ringfence.api.compat.e2b.records import SHELL
 from ringfence.api.compat.e2b.templates.records import Templates
 from ringfence.api.compat.e2b.templates.running import Running
 from ringfence.api.compat.e2b.templates.serving import TemplateRoutes, plain_name
@@ -35,6 +36,7 @@ class Chosen:
     start: wire.Start | None = None
     ready: str = ""
     setting: Setting = field(default_factory=Setting)
+    shell: str = SHELL
 
 
 def rules_of(settings: BuildSettings) -> Rules:
@@ -54,6 +56,8 @@ def rules_of(settings: BuildSettings) -> Rules:
         home_bytes=settings.home_mib * MIB,
         home_files=settings.home_files,
         log_lines=settings.log_lines,
+        images_bytes=settings.images_mib * MIB,
+        registry_seconds=settings.registry_seconds,
     )
 
 
@@ -85,16 +89,17 @@ class BuiltTemplates:
         built = self._templates.ready(tenant, name)
         if built is None:
             return Chosen(plain)
-        setting, start = built.inherited.setting, None
+        setting, start, program = built.inherited.setting, None, built.shell or SHELL
         if built.inherited.start:
-            words = shell(built.inherited.start, setting)
+            words = shell(built.inherited.start, setting, program)
             start = wire.Start(argv=words["argv"], env=words["env"], cwd=words["cwd"], user=words["user"])
-        return Chosen(built.node_name, setting.user, setting.workdir, start, built.inherited.ready, setting)
+        ready = built.inherited.ready
+        return Chosen(built.node_name, setting.user, setting.workdir, start, ready, setting, program)
 
     async def await_ready(self, tenant: str, sandbox_id: str, chosen: Chosen) -> None:
         """Return when what it began with says that it is ready. Raises Conflict; then there is no sandbox."""
         deadline = time.monotonic() + self._rules.ready_seconds
-        words = shell(chosen.ready, chosen.setting)
+        words = shell(chosen.ready, chosen.setting, chosen.shell)
         try:
             while time.monotonic() < deadline:
                 left = max(0.1, deadline - time.monotonic())

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ringfence.api.compat.e2b.records import SHELL
 from ringfence.api.compat.e2b.templates.steps import Inherited
 from ringfence.domain.errors import BadRequest, NotFound
 from ringfence.store.base import BuiltRow, Store
@@ -46,6 +47,7 @@ class Build(msgspec.Struct, kw_only=True):
     digest: str = ""
     size: int = 0
     cached: int = 0
+    shell: str = SHELL  # as /bin/bash or /bin/sh; empty: an image without any
 
     @property
     def node_name(self) -> str:

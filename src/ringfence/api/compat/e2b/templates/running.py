@@ -12,7 +12,7 @@ from typing import Any, Final
 from ringfence.api.compat.e2b.templates.records import BUILDING, ERROR, READY, WAITING, Build, Reason, Tagged, Templates
 from ringfence.api.compat.e2b.templates.records import Template as Record
 from ringfence.api.compat.e2b.templates.steps import Inherited
-from ringfence.domain.building import Recipe
+from ringfence.domain.building import Order
 from ringfence.domain.errors import OverQuota, RingfenceError
 from ringfence.engine.builds import Builds, StepFailed, broken
 from ringfence.engine.engine import Engine
@@ -97,7 +97,7 @@ class Running:
         tenant: str,
         template: Record,
         build: Build,
-        recipe: Recipe,
+        order: Order,
         settings: dict[str, Any],
         egress: dict[str, Any],
     ) -> None:
@@ -110,23 +110,24 @@ class Running:
             )
         over = self._builds.begin(tenant)
         build.status = BUILDING
-        build.inherited = Inherited(recipe.setting, recipe.start, recipe.ready)
         self._templates.keep(tenant, template)
         log = self._logs[build.id] = Log(self._builds.rules.log_lines)
         while len(self._logs) > MOST_LOGS:
             del self._logs[next(iter(self._logs))]
-        self._spawn(self._built(tenant, template, build, recipe, settings, egress, log), over)
+        self._spawn(self._built(tenant, template, build, order, settings, egress, log), over)
 
     async def _built(
-        self, tenant: str, template: Record, build: Build, recipe: Recipe, settings: dict[str, Any],
+        self, tenant: str, template: Record, build: Build, order: Order, settings: dict[str, Any],
         egress: dict[str, Any], log: Log,
     ) -> None:  # fmt: skip
         try:
-            made = await self._builds.build(tenant, build.node_name, recipe, settings, egress, log)
+            made = await self._builds.build(tenant, build.node_name, order, settings, egress, log)
         except Exception as error:  # noqa: BLE001 - whatever it was, the build has ended with it
             self._failed(build, error, log)
         else:
             build.digest, build.size, build.cached = made.digest, made.size, made.cached
+            recipe, build.shell = made.recipe, made.shell
+            build.inherited = Inherited(recipe.setting, recipe.start, recipe.ready)
             await self._known(tenant, build)
             build.status = READY
             for tag in build.tags:

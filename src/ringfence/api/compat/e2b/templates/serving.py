@@ -12,19 +12,23 @@ from ringfence.api.compat.e2b import network, view
 from ringfence.api.compat.e2b.asks import Ask, Reply
 from ringfence.api.compat.e2b.http import Exchange
 from ringfence.api.compat.e2b.shapes import Shape
-from ringfence.api.compat.e2b.templates import records, steps
+from ringfence.api.compat.e2b.templates import images, records, steps
 from ringfence.api.compat.e2b.templates.records import Build, Templates
 from ringfence.api.compat.e2b.templates.records import Template as Record
 from ringfence.api.compat.e2b.templates.running import Entry, Running
 from ringfence.api.compat.e2b.templates.steps import Inherited
 from ringfence.api.compat.e2b.templates.uploads import Uploads
 from ringfence.config import E2bSettings
+from ringfence.domain.building import Order
 from ringfence.domain.errors import BadRequest, Conflict, Forbidden, NotFound, OverQuota
 from ringfence.domain.limits import MIB, Limits
 from ringfence.engine.engine import Engine
 
 MOST_ENTRIES: Final = 100
 MOST_WAITING: Final = 20
+LEVELS: Final = ("debug", "info", "warn", "error")
+DIRECTIONS: Final = ("forward", "backward")
+SOURCES: Final = ("temporary", "persistent")
 Megabytes = Annotated[int, msgspec.Meta(ge=0, le=2**24)]
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
@@ -128,15 +132,22 @@ class TemplateRoutes:
         template, build = self._templates.build(ask.tenant, *ask.parts)
         if build.status != records.WAITING:
             raise Conflict(f"build {build.id} was begun already", code="build_begun")
-        base, is_image = steps.base_of(asked)
-        node_name, digest, inherited = await self._base(ask.tenant, base, is_image)
-        recipe = steps.recipe_of(asked, node_name, inherited)
+        order = await self._order(ask.tenant, asked)
         settings = {
-            "base": digest, "force": asked.force, "limits": build.limits,
-            "description": f"{template.name}, built by its tenant",
+            "force": asked.force, "limits": build.limits, "description": f"{template.name}, built by its tenant"
         }  # fmt: skip
-        self._running.start(ask.tenant, template, build, recipe, settings, self._egress(ask.tenant))
+        self._running.start(ask.tenant, template, build, order, settings, self._egress(ask.tenant))
         return Reply(202)
+
+    async def _order(self, tenant: str, asked: steps.StartBuild) -> Order:
+        """What is to be built, as far as it is known before an image is here. Raises BadRequest, NotFound."""
+        source = images.source_of(asked, self._settings.builds.registries)
+        if source is not None:
+            recipe = steps.recipe_of(asked, "", Inherited(), image=True)
+            return Order(recipe, source=source, finish=lambda pulled: images.recipe_of(asked, pulled))
+        base, is_image = steps.base_of(asked)
+        node_name, digest, inherited = await self._base(tenant, base, is_image)
+        return Order(steps.recipe_of(asked, node_name, inherited), digest)
 
     def _egress(self, tenant: str) -> dict[str, Any]:
         """What steps may reach: what E2B's sandboxes do when they ask for nothing."""
@@ -166,6 +177,24 @@ class TemplateRoutes:
             step = {"step": build.reason.step} if build.reason.step else {}
             body["reason"] = {"message": build.reason.message, "logEntries": [], **step}
         return Reply(200, body)
+
+    async def logs(self, ask: Ask) -> Reply:
+        """A build's log by itself, from a moment on, forwards or backwards; or what of it is of a level or above."""
+        _, build = self._templates.build(ask.tenant, *ask.parts)
+        query = ask.exchange.query()
+        limit = min(_number(query.get("limit", "100"), "limit"), MOST_ENTRIES)
+        entries = self._running.log(build).entries
+        if "level" in query:
+            least = _one_of(query["level"], LEVELS, "level")
+            entries = [each for each in entries if LEVELS.index(each.level) >= LEVELS.index(least)]
+        backward = _one_of(query.get("direction", "forward"), DIRECTIONS, "direction") == "backward"
+        _one_of(query.get("source", "temporary"), SOURCES, "source")  # there is one place where a log can be
+        cursor = _number(query["cursor"], "cursor", 15) / 1000 if "cursor" in query else None
+        if backward:
+            found = [each for each in reversed(entries) if cursor is None or each.at <= cursor]
+        else:
+            found = [each for each in entries if cursor is None or each.at >= cursor]
+        return Reply(200, {"logs": [_entry(each) for each in found[:limit]]})
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -282,10 +311,16 @@ def _tags(wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _number(text: str, what: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
+def _number(text: str, what: str, digits: int = 9) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > digits:
         raise BadRequest(f"{what} must be a number", code="bad_query")
     return int(text)
+
+
+def _one_of(text: str, words: tuple[str, ...], what: str) -> str:
+    if text not in words:
+        raise BadRequest(f"{what} must be one of {', '.join(words)}", code="bad_query")
+    return text
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

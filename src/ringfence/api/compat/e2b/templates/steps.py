@@ -47,26 +47,30 @@ class StartBuild(Shape, frozen=True):
 
 
 def base_of(asked: StartBuild) -> tuple[str, bool]:
-    """What it is built upon: a name, and whether it is an image's. Raises BadRequest for an image that is not ours."""
+    """What it is built upon, a template's name, and whether an image of E2B's was named. Raises BadRequest."""
     if bool(asked.from_image) == bool(asked.from_template):
         raise _bad("give fromImage or fromTemplate, one of them")
     if asked.from_template:
+        if asked.from_image_registry:
+            raise _bad("fromImageRegistry goes with fromImage")
         return asked.from_template, False
-    name = asked.from_image.removeprefix("docker.io/")
-    if asked.from_image_registry is None and name.removesuffix(":latest") in IMAGES:
-        return IMAGES[name.removesuffix(":latest")], True
-    raise BadRequest(
-        f"this server builds upon its own templates, not upon the image {asked.from_image!r:.120}",
-        code="image_not_allowed",
-        remediation="use from_base_image() or from_template() with one of them",
-    )
+    return ours(asked), True
 
 
-def recipe_of(asked: StartBuild, template: str, inherited: Inherited) -> Recipe:
-    """The recipe. Raises BadRequest with the number of the step that cannot be done."""
+def ours(asked: StartBuild) -> str:
+    """The template of ours that an image of E2B's stands for; empty for every other image, and one with credentials."""
+    name = asked.from_image.removeprefix("docker.io/").removesuffix(":latest")
+    return IMAGES.get(name, "") if asked.from_image_registry is None else ""
+
+
+def recipe_of(asked: StartBuild, template: str, inherited: Inherited, *, image: bool = False) -> Recipe:
+    """The recipe. Raises BadRequest with the number of the step that cannot be done.
+
+    `image`: what it is built upon is not here yet, and may set variables that nobody knows.
+    """
     if len(asked.steps) > MOST_STEPS:
         raise _bad(f"more than {MOST_STEPS} steps")
-    reading = _Reading(inherited.setting)
+    reading = _Reading(inherited.setting, knows_all=not image)
     for number, step in enumerate(asked.steps, 1):
         try:
             reading.take(number, step)
@@ -105,7 +109,8 @@ def _command(text: str) -> str:
 class _Reading:
     """Reads steps one after another, keeping what is set."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, knows_all: bool = True) -> None:
+        self._knows_all = knows_all
         self.setting = setting
         self.steps: list[Step] = []
 
@@ -170,7 +175,7 @@ class _Reading:
         for name, value in zip(args[::2], args[1::2], strict=True):
             if not ENV_NAME.fullmatch(name):
                 raise _BadStep(f"{name!r:.60} is no variable's name")
-            env[name] = _expanded(value, env)
+            env[name] = _expanded(value, env, knows_all=self._knows_all)
             if len(env[name].encode("utf-8", "replace")) > MOST_TEXT or len(env) > MOST_ENV:
                 raise _BadStep("there are too many variables, or too long ones")
         self._set(env=tuple(sorted(env.items())))
@@ -201,7 +206,7 @@ def _path(text: str) -> str:
     return text
 
 
-def _expanded(value: str, env: Mapping[str, str]) -> str:
+def _expanded(value: str, env: Mapping[str, str], *, knows_all: bool = True) -> str:
     """A value with the variables that were set before, as a shell would put them in."""
     known = {"PATH": _PATH, "HOME": "/home/user", **env}
 
@@ -209,6 +214,8 @@ def _expanded(value: str, env: Mapping[str, str]) -> str:
         name = found[1] or found[2]
         if name is None:
             return "$"
+        if name not in known and not knows_all:
+            return ""
         if name not in known:
             raise _BadStep(f"ENV uses ${name:.60}, which no step before has set; write \\$ for a dollar sign")
         return known[name]
