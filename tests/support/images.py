@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 BUSYBOX = Path("/bin/busybox")
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -154,6 +154,20 @@ def without_shell() -> Made:
     """A distroless-like image: one static program under its own name, no shell, no list of users."""
     program = file("app/hello", BUSYBOX.read_bytes(), 0o755)
     return made_of(program, Entrypoint=["/app/hello"], Cmd=None, User="65532")
+
+
+SPARED: Final = ("usr/share", "usr/lib/git-core", "usr/sbin", "usr/lib/x86_64-linux-gnu/perl")
+
+
+def slim(root: Path, **config: Any) -> Made:
+    """A Debian image with bash and Python and not much beside, of a template's own root, in one layer as it is."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as layer:
+        for path in sorted(root.rglob("*")):
+            name = str(path.relative_to(root))
+            if not name.startswith(SPARED) and "perl" not in name:
+                layer.add(path, name, recursive=False)
+    return Recipe([out.getvalue()], packed=[out.getvalue()], config=config).make()
 
 
 def debian_like(root: Path) -> Made:

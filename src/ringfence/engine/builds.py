@@ -566,11 +566,12 @@ def _as_set(setting: Setting) -> dict[str, Any]:
 
 
 async def _not_pulled(stream: Reader) -> RingfenceError:
-    """Why there is no image. A refusal is nobody's step."""
+    """Why there is no image: nobody's step, and not ours either where its registry is to blame."""
     try:
         raise_node(decode_node((await stream.ended).header, NodeAnswer).error)
-    except BadRequest as refused:
-        return StepFailed("base", refused.cause, refused.code)
+    except RingfenceError as error:
+        theirs = isinstance(error, BadRequest) or error.code.startswith("registry_")
+        return StepFailed("base", error.cause, error.code) if theirs else error
     return SandboxLost("pulling the image broke off")
 
 

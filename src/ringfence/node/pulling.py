@@ -192,6 +192,7 @@ async def _conversation(child: asyncio.subprocess.Process, job: bytes, tell: Tel
                 tell(str(said["said"])[:SAID])
             else:
                 told = dict(said)
+        await child.wait()
     except (OSError, ValueError, TypeError, RecursionError):
         raise _broken() from None
     return told

@@ -230,8 +230,7 @@ class Fetcher:
         if run.gateway.exhausted:
             return _endless()
         if run.gateway.denied:
-            refused = private if self._access.floor is None else beyond
-            return refused(run.gateway.denied[0])
+            return self._beyond(run.gateway.denied[0])
         if "no space left on device" in said:
             return commands.no_space()
         direct = _DIRECT.search(said)
@@ -244,7 +243,10 @@ class Fetcher:
         port = address.rpartition(":")[2]
         if port.isdigit() and int(port) in doors(self._access):
             return PlatformFault(f"the registry {address} does not answer", code="registry_unreachable")
-        return private(address)
+        return self._beyond(address)
+
+    def _beyond(self, address: str) -> RingfenceError:
+        return private(address) if self._access.floor is None else beyond(address)
 
     def _said(self, said: str, status: int, run: _Run) -> RingfenceError:
         low, where = said.lower(), self._asked()

@@ -28,6 +28,7 @@ MOST_WAITING: Final = 64  # cells in one context
 TRIES: Final = 20  # to start a kernel while the sandbox has no process to spare
 AGAIN_SECONDS: Final = 0.5
 DEFAULTS: Final = ("python", "javascript")
+NO_IPYTHON: Final = "No module named 'IPython'"
 #: Why a kernel is not there any more, beside what it did itself.
 SERVER_AGAIN: Final = "the server was started again"
 SANDBOX_AGAIN: Final = "its sandbox was started again, with its files alone"
@@ -145,6 +146,8 @@ class Context:
         except Death as death:
             if death.lost is not None:
                 raise _lost() from None
+            if NO_IPYTHON in str(death):
+                raise NoKernel("this template has no IPython: use code-interpreter-v1, or install ipython") from None
             raise NoKernel(f"the {name} kernel did not start: {str(death)[-1000:]}") from None
         except BaseException:
             kernel.end("nobody waited for it")
