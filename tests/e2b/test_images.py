@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ at_once = 3
 step_seconds = 30
 seconds = 90
 disk_mib = 500
-registry_seconds = 2
+registry_seconds = 8
 """
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="builds need jails, made with privileges")
@@ -207,18 +208,25 @@ def test_what_one_tenant_s_password_opened_is_no_other_s(place: Place, ada: http
 
 def test_a_registry_that_lies_stalls_or_leads_astray_fails_the_build(place: Place, ada: httpx.Client) -> None:
     """With its reason; nothing of it is left. Another registry that the operator allows is no way in for it."""
-    made = images.made_of(images.file("x"))
-    for part, answer, why in (
+    made, ways = images.made_of(images.file("x")), []
+    for number, (part, answer, why) in enumerate((
+        ("/manifests/", lambda _: time.sleep(20), "too little for too long"),
         ("/blobs/", lambda request: registries.send(request, b"another layer, of another size"), "digest"),
-        ("/manifests/", lambda _: time.sleep(6), "too little for too long"),
         ("/manifests/", registries.redirect("http://10.0.0.1/x"), "not spoken to"),
         ("/manifests/", registries.redirect(f"http://{place.registry.host}/v2/small/manifests/1"), "not spoken to"),
-    ):
-        reference = place.trap.serve(made)
+    )):  # fmt: skip
+        reference = place.trap.serve(made, f"astray-{number}")
         for path in place.trap.routes:
-            if part in path:
+            if f"astray-{number}{part}" in path:
                 place.trap.routes[path] = answer
-        seen = built(ada, "astray", reference)
+        template, build = announced(ada, "astray")
+        seen = ada.post(f"/v2/templates/{template}/builds/{build}", json={"fromImage": reference})
+        assert seen.status_code == 202, seen.text
+        ways.append((template, build, why))
+        if number:  # the first takes its time
+            ended(ada, template, build, 90)
+    for template, build, why in ways:
+        seen = ended(ada, template, build, 90)
         assert (seen["status"], seen["reason"]["step"]) == ("error", "base"), (why, seen)
         assert why in seen["reason"]["message"], seen
     for outside in ("127.0.0.1:1/x", "10.0.0.1/x", "0.0.0.0:9642/x", "169.254.169.254/x", "8.8.8.8:22/x"):
@@ -284,8 +292,7 @@ def test_a_build_s_log_is_read_by_itself(place: Place, ada: httpx.Client) -> Non
 def test_a_pull_ends_with_the_process_that_wanted_it(place: Place, ada: httpx.Client) -> None:
     """The api is killed in the middle: no process of it, no file, no password is left, and the build has failed."""
     reference = place.trap.serve(images.made_of(images.file("x")), "slow")
-    place.trap.routes["/v2/slow/manifests/latest"] = lambda _: time.sleep(8)
-    place.trap.asked.clear()
+    place.trap.routes["/v2/slow/manifests/latest"] = slowly
     template, build = announced(ada, "cut-off")
     words = {"fromImage": reference, "fromImageRegistry": WITH_PASSWORD}
     assert ada.post(f"/v2/templates/{template}/builds/{build}", json=words).status_code == 202
@@ -308,6 +315,16 @@ def test_a_pull_ends_with_the_process_that_wanted_it(place: Place, ada: httpx.Cl
             seen = ada.get(f"/templates/{template}/builds/{build}/status").json()
         time.sleep(0.1)
     assert "restarted" in seen["reason"]["message"], seen
+
+
+def slowly(request: BaseHTTPRequestHandler) -> None:
+    """Send what never comes to an end, fast enough not to be given up."""
+    request.send_response(200)
+    request.send_header("Content-Length", "4000000")
+    request.end_headers()
+    for _ in range(240):
+        request.wfile.write(bytes(1 << 14))
+        time.sleep(0.2)
 
 
 def command_lines() -> Iterator[bytes]:

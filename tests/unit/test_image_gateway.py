@@ -8,13 +8,16 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ringfence.domain.egress import DEFAULT_FLOOR, Floor
 from ringfence.domain.errors import PlatformFault
-from ringfence.templates.image import fetch, jobs
+from ringfence.templates import pulled
+from ringfence.templates.image import fetch, gateway, jobs
 from ringfence.templates.image.access import Access, Bounds
 from ringfence.templates.image.fetch import Fetcher
 from ringfence.templates.image.gateway import Gateway, doors
@@ -132,6 +135,41 @@ def test_a_name_with_one_private_address_among_public_ones_is_refused(
     answer, gateway = asked(Access(), f"CONNECT registry.example:{server.port} HTTP/1.1\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 403")
     assert gateway.denied == [f"registry.example:{server.port}"]
+
+
+@pytest.mark.parametrize(
+    ("place", "floor"),
+    [
+        ("8.8.8.8:22", DEFAULT_FLOOR),
+        ("8.8.8.8:80", DEFAULT_FLOOR),
+        ("8.8.8.8:443", Floor(closed=(IPv4Network("8.8.8.0/24"),))),
+        ("168.63.129.16:443", DEFAULT_FLOOR),
+        ("registry.internal:443", DEFAULT_FLOOR),
+        ("8.8.4.4:443", DEFAULT_FLOOR),
+    ],
+)
+def test_a_tenant_s_image_comes_from_port_443_above_the_operator_s_floor(
+    place: str, floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never from this host's own address, public though it may be: here that is the last."""
+    monkeypatch.setattr(gateway, "own", lambda address: str(address) == "8.8.4.4")
+    answer, seen = asked(Access(floor=floor), f"CONNECT {place} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert seen.denied == [place]
+
+
+def test_what_the_operator_names_is_above_the_floor_for_its_own_images_alone(server: _Server) -> None:
+    """Whatever its port and address."""
+    where = f"127.0.0.1:{server.port}"
+    question = f"CONNECT {where} HTTP/1.1\r\n\r\n".encode()
+    assert asked(Access(allow=(where,), floor=DEFAULT_FLOOR), question, b"hello")[0].startswith(b"HTTP/1.1 200")
+    assert asked(Access(allow=("127.0.0.1:1",), floor=DEFAULT_FLOOR), question)[0].startswith(b"HTTP/1.1 403")
+    job = {"allow": [where, "http://10.0.0.1:5000"], "username": "", "password": "", "bounds": {}}
+    job["floor"] = {"closed": [], "opened": [], "names": []}
+    assert pulled._access(job, parse("registry.example/x")).allow == ()
+    assert pulled._access(job, parse("10.0.0.1:5000/x", frozenset({"10.0.0.1:5000"}))).allow == (
+        "http://10.0.0.1:5000",
+    )
 
 
 def test_an_allowed_registry_is_tunnelled_to(server: _Server) -> None:

@@ -70,9 +70,10 @@ def _base(node: Any, ask: dict[str, Any]) -> Built:
 def _workshop(built: Built) -> Template:
     """As the template, with what our jobs in there need (guest/building/work.py) imported before they come to it.
 
-    So they run on files of ours, whatever an image or a step has in the place of Python.
+    So they run on files of ours, whatever an image or a step has in the place of Python. What was removed and pulled
+    again since is another one: a zygote that rests looks at the files that were there.
     """
-    name = f"build-{built.digest[:24]}"
+    name = f"build-{built.digest[:24]}-{int(built.built_at * 1000)}"
     return dataclasses.replace(built.template, name=name, preload=NEEDS, zygote=ZygoteMode.FORK)
 
 
@@ -88,6 +89,7 @@ async def pulled_image(node: Any, ask: dict[str, Any], tell: Callable[[str], Non
             code="builds_absent",
             remediation=f"as the operator: ringfence templates build {BASE}",
         ) from None
+    _jail(node, trusted)
     async with works.pulls.held(ask, trusted, node.settings.floor, tell) as kept:
         yield {
             "name": PULLED + kept.built.digest, "digest": kept.built.digest, "shell": kept.shell,
