@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ringfence.domain.egress import DEFAULT_FLOOR
 from ringfence.domain.errors import BadRequest
 from ringfence.domain.template import Template
+from ringfence.node import pulling
 from ringfence.node.pulling import PULLED, Kept, Pulls
 from ringfence.templates.catalog import Built
 
@@ -51,3 +55,40 @@ async def test_the_longest_unused_goes_and_what_a_build_holds_stays(tmp_path: Pa
     assert there(tmp_path) == ["a", "d"]
     await pulls.begin()
     assert there(tmp_path) == []
+
+
+async def test_room_is_made_twice_at_once(tmp_path: Path) -> None:
+    """Two builds of a tenant that begin together remove each image once."""
+    pulls = Pulls(tmp_path)
+    for letter in "abcd":
+        kept(pulls, tmp_path, "ada", letter, pins=letter == "d")
+    await asyncio.gather(pulls._make_room("ada", 0), pulls._make_room("ada", 0))
+    assert there(tmp_path) == ["d"]
+
+
+async def test_what_was_just_pulled_is_held_while_its_traces_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another build of the same tenant that makes room in that moment leaves it."""
+    pulls = Pulls(tmp_path)
+    name, swept = kept(pulls, tmp_path, "ada", "a"), asyncio.Event()
+
+    async def known(*_: Any) -> dict[str, Any]:
+        return {"key": "a" * 64, "known": True}
+
+    async def elsewhere(action: Any, place: Path, **_: Any) -> None:
+        if place.name.startswith("building-"):
+            swept.set()
+            await pulls._make_room("ada", 0)
+        action(place)
+
+    monkeypatch.setattr(pulling, "_puller", known)
+    monkeypatch.setattr(asyncio, "to_thread", elsewhere)
+    numbers = dict.fromkeys(("seconds", "disk_bytes", "files", "step_seconds", "stall_seconds", "kept_bytes"), 9)
+    words = {"reference": "busybox", "allow": [], "username": "", "password": "", "home": {}}
+    trusted = pulls._kept[name].built
+    ask = {"tenant": "ada", "bounds": numbers, **words}
+    async with pulls.held(ask, trusted, DEFAULT_FLOOR, lambda _: None):
+        assert swept.is_set()
+        assert pulls.read("ada", name).digest == "a" * 64
+    assert pulls._kept[name].pins == 0

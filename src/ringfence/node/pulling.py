@@ -74,18 +74,20 @@ class Pulls:
         self._count += 1
         work = self._place / f"building-{os.getpid()}-{self._count}"
         work.mkdir(mode=0o700, parents=True)
+        kept: Kept | None = None
         try:
-            told = await _puller(self._job(ask, work, floor), float(ask["bounds"]["seconds"]), tell)
-            kept = self._entered(ask, told, work, trusted)
-        finally:
-            await asyncio.shield(asyncio.to_thread(_remove, work))
-        kept.pins += 1
-        try:
+            try:
+                told = await _puller(self._job(ask, work, floor), float(ask["bounds"]["seconds"]), tell)
+                kept = self._entered(ask, told, work, trusted)
+                kept.pins += 1  # before anything is waited for: another of this tenant's builds may be making room
+            finally:
+                await asyncio.shield(asyncio.to_thread(_remove, work))
             await self._make_room(ask["tenant"], int(ask["bounds"]["kept_bytes"]))
             yield kept
         finally:
-            kept.pins -= 1
-            kept.used = time.monotonic()
+            if kept is not None:
+                kept.pins -= 1
+                kept.used = time.monotonic()
 
     def _job(self, ask: dict[str, Any], work: Path, floor: Floor) -> dict[str, Any]:
         bounds, tenant = ask["bounds"], ask["tenant"]
@@ -148,8 +150,10 @@ class Pulls:
         mine = sorted((k.used, name) for name, k in self._kept.items() if k.built.owner == tenant)
         for _, name in mine:
             total = sum(k.built.size_bytes for k in self._kept.values() if k.built.owner == tenant)
-            if total > most and not self._kept[name].pins:
-                await asyncio.to_thread(_remove, self._kept.pop(name).built.root.parent)
+            oldest = self._kept.get(name)  # gone: another build made room meanwhile
+            if total > most and oldest is not None and not oldest.pins:
+                del self._kept[name]
+                await asyncio.to_thread(_remove, oldest.built.root.parent)
 
 
 def _remove(place: Path) -> None:
