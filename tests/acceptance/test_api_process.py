@@ -147,6 +147,8 @@ def exercise(process: Process) -> None:
     for body in ({"code": "say x"}, {"code": "say x", "stream": True}, {"code": "raw ff"}, {"nope": 1}):
         client.post("/v1/runs", json=body, headers={"Idempotency-Key": str(time.time())})
     client.post("/v1/runs", content=b"{", headers={"Host": "evil.example"})
+    client.put("/v1/secrets/one", json={"value": "a-long-value", "hosts": ["api.example.com"], "headers": ["x-key"]})
+    client.post("/v1/sandboxes", json={"secrets": ["one"]})
     path = client.post("/v1/sandboxes", json={"labels": {"a": "b"}}).headers["location"]
     client.put(f"{path}/files/content?path=f", content=b"x" * 300_000)
     for where in ("", "/files", "/files/content?path=f", "/processes", "/processes/7/output", "/files/stat?path=zz"):

@@ -276,6 +276,9 @@ class FakeNode:
         self.emit("sandbox.reset", sandbox)
         stream.end({"sandbox": sandbox.describe()})
 
+    async def verb_secret(self, stream: Stream, _: dict[str, Any], __: bytes) -> None:
+        stream.end({})
+
     async def verb_stop(self, stream: Stream, ask: dict[str, Any], _: bytes) -> None:
         sandbox = self._find(ask)
         del self.sandboxes[sandbox.id]

@@ -40,6 +40,7 @@ LAZY: Final = (
     "linecache",
     "tracemalloc",
     "unicodedata",
+    "cryptography.hazmat.backends.openssl.backend",  # at the first signature: an authority for a tenant's secrets
 )
 _log: Final = logging.getLogger(__name__)
 
