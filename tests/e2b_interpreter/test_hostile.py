@@ -56,6 +56,7 @@ def test_a_client_that_leaves_interrupts(victim: Sandbox, language: str, code: s
         ("python", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
         ("python", "import ctypes; ctypes.string_at(0)", "signal 11"),
         ("python", "import os; os.closerange(3, 1024)", "exit code 70"),
+        ("python", "import os, sys; sys.setswitchinterval(60); os.closerange(3, 1024)", "exit code 70"),
         ("python", "x = bytearray(3 << 30)", "memory limit"),
         ("bash", "exit 4", "exit code 4"),
         ("bash", "kill -9 $$", "exit code 137"),

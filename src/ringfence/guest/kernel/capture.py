@@ -60,9 +60,12 @@ class Capture:
 
     def place(self) -> None:
         """Put the standard descriptors where they belong: a cell may have closed them, or put others there."""
-        os.dup2(self._null, 0)
-        for number, writer in self._ends.items():
-            os.dup2(writer, number)
+        try:
+            os.dup2(self._null, 0)
+            for number, writer in self._ends.items():
+                os.dup2(writer, number)
+        except OSError:  # a cell closed what is ours
+            os._exit(LOST)
 
     def write(self, number: int, text: str) -> None:
         """Text that Python itself prints."""
@@ -99,6 +102,8 @@ class Capture:
             os.write(self._wake, b"\0")
         except BlockingIOError:
             return  # it is awake
+        except OSError:  # a cell closed what is ours
+            os._exit(LOST)
 
     def _add(self, name: str, text: str) -> None:
         if text:
@@ -129,6 +134,8 @@ class Capture:
                     data = os.read(reader, PIECE)
                 except BlockingIOError:
                     break
+                except OSError:  # a cell closed what is ours
+                    os._exit(LOST)
                 self._add(name, self._decoders[reader].decode(data))
 
     def _pump(self) -> None:
