@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 SECONDS ?= 60
 # What tests need beside what a server needs: fault injection, container tools, a registry and what it serves.
-TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables curl nodejs microsocks tinyproxy-bin
+TESTED_WITH := strace runc runsc skopeo docker-registry busybox-static openssl nftables iproute2 curl nodejs microsocks tinyproxy-bin
 
 # Set in many container images. Here hundreds of interpreters are started, and each would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE

@@ -24,7 +24,7 @@ async def test_a_build_is_ready_only_when_sandboxes_can_be_made_of_it() -> None:
         seen.append((build.status, bool(template.tags)))
 
     async def built(*_: Any) -> Made:
-        return Made("d" * 64, 1, 0)
+        return Made("d" * 64, 1, 0, Recipe("base", ()), "/bin/bash")
 
     template = Template(id="t", name="mine", created_at=0.0, updated_at=0.0)
     engine: Any = SimpleNamespace(ledger=SimpleNamespace(on_gone=[]), catalog=SimpleNamespace(refresh=refresh))
