@@ -6,6 +6,7 @@ is changed; where a release lacks a call, its older spelling is used.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import gc
@@ -26,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 
 import e2b
-import websockets.sync.client
+import websockets.asyncio.client
 from e2b import Sandbox
 
 PATIENCE = 200.0  # seconds: by then something hangs
@@ -343,6 +344,15 @@ def what_is_used_is_told(box):
         assert found[-1].disk_used > 0
 
 
+async def spoken(url, *messages):
+    """Each comes back. Not by threads: OpenSSL as Python 3.11 has it may be used by one at a time."""
+    trust = ssl.create_default_context()  # which reads SSL_CERT_FILE
+    async with websockets.asyncio.client.connect(url, ssl=trust, proxy=None, open_timeout=60) as line:
+        for words in messages:
+            await line.send(words)
+            assert await asyncio.wait_for(line.recv(), 60) == words
+
+
 @claim
 def a_server_inside_is_reached_by_its_name(box):
     """By HTTP and by WebSocket, where names are known; a port that nobody listens at says so."""
@@ -353,11 +363,7 @@ def a_server_inside_is_reached_by_its_name(box):
     knock = "import socket; socket.create_connection(('localhost', 8000))"
     box.commands.run(f'until python3 -c "{knock}" 2>/dev/null; do sleep 0.05; done')
     assert urllib.request.urlopen(f"https://{box.get_host(8000)}/by/name", timeout=60).read() == b"/by/name"
-    trust = ssl.create_default_context()  # which reads SSL_CERT_FILE
-    with websockets.sync.client.connect(f"wss://{box.get_host(8000)}/", ssl=trust, proxy=None, open_timeout=60) as line:
-        for words in ("grün", b"\0\xff"):
-            line.send(words)
-            assert line.recv(60) == words
+    asyncio.run(spoken(f"wss://{box.get_host(8000)}/", "grün", b"\0\xff"))
     closed = raises(lambda: urllib.request.urlopen(f"https://{box.get_host(8001)}/", timeout=60))
     assert closed.code == 502
     assert "port is not open" in closed.read().decode()

@@ -21,6 +21,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
+from ringfence.client._sync.tls import TurnsContext
 from ringfence.domain.errors import RingfenceError
 from ringfence.edge.authority import Authority
 from ringfence.edge.certificates import Channel, Received, Watched
@@ -138,7 +139,8 @@ def test_a_websocket_passes_through_tls(site: Site, ada: Box) -> None:
         ada.publish(public=True)
         site.api.inner.inside[ada.id, 8000] = server.socket.getsockname()[1]
         host = site.host(ada)
-        with connect(f"wss://{host}/", sock=site.api.open(), ssl=site.context(), compression=None) as talk:
+        context = TurnsContext.usual(str(site.authority.certificate))
+        with connect(f"wss://{host}/", sock=site.api.open(), ssl=context, compression=None) as talk:
             talk.send("x" * 300_000)
             assert talk.recv(timeout=60) == "x" * 300_000
         server.shutdown()

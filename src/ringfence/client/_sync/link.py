@@ -8,6 +8,7 @@ import time
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from ringfence.client._sync.tls import TurnsContext
 from ringfence.client.errors import error_from_body, lost
 from ringfence.client.links import MOST, LinkSpec, closed
 
@@ -31,6 +32,7 @@ class Link:
                 connect(
                     spec.url, additional_headers=spec.headers, proxy=spec.proxy, open_timeout=timeout,
                     compression=None, max_size=MOST, ping_timeout=None,
+                    ssl=TurnsContext.usual() if spec.url.startswith("wss:") else None,
                 )
             )  # fmt: skip
         except InvalidStatus as error:
