@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -30,11 +31,26 @@ def test_a_detached_server_reads_the_settings_file_that_was_named() -> None:
         assert not (Path(folder) / "state/serve.json").exists()
 
 
-def ringfence(folder: str, *words: str) -> None:
-    """A command, in this folder."""
+def test_any_free_port_is_found_again() -> None:
+    """Asked for port 0, it says which one it took, and every later command knows that."""
+    with tempfile.TemporaryDirectory(prefix="ringfence-serve-") as folder:
+        Path(folder).chmod(0o755)
+        words = ["--detach", "--json", "--state", "state", "--port", "0"]
+        try:
+            first = json.loads(ringfence(folder, "serve", *words))
+            assert first["started"] is True
+            assert httpx.get(f"{first['url']}/health", timeout=60).status_code == 200
+            assert json.loads(ringfence(folder, "serve", *words)) == {"url": first["url"], "started": False}
+        finally:
+            ringfence(folder, "serve", "--stop", "--state", "state")
+
+
+def ringfence(folder: str, *words: str) -> str:
+    """A command, in this folder; what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "ringfence", *words],
         cwd=folder, env={**os.environ, "RINGFENCE_TEMPLATES": TEMPLATES}, capture_output=True, text=True, timeout=250,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout

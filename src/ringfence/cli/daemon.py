@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,22 @@ class Daemon:
         except OSError:
             lines = []
         return lines[-1] if lines else "it said nothing"
+
+
+def with_port(settings: ServerSettings) -> ServerSettings:
+    """The same with a port that is free, where any was asked for: what is written down must find the server again.
+
+    Raises PlatformFault when nothing can listen there.
+    """
+    if settings.port:
+        return settings
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.create_server((settings.host, 0), family=family) as listener:
+            return msgspec.structs.replace(settings, port=listener.getsockname()[1])
+    except OSError as error:
+        cause = f"nothing can listen at {settings.host}: {error.strerror or error}"
+        raise PlatformFault(cause, code="cannot_listen", remediation="choose another --host") from None
 
 
 def _answers(url: str, *, slowly: bool = True) -> bool:

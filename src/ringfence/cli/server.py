@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ringfence import config
-from ringfence.cli.daemon import Daemon
+from ringfence.cli.daemon import Daemon, with_port
 from ringfence.cli.groups import examples
 from ringfence.cli.lazy import loaded
 from ringfence.cli.options import screen_options
@@ -24,7 +24,7 @@ from ringfence.cli.output import Screen
     )
 )
 @click.option("--host", metavar="ADDRESS", help="Where it listens (default: 127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), help="On which port (default: 8642).")
+@click.option("--port", type=click.IntRange(0, 65535), help="On which port (default: 8642; 0: any free one).")
 @click.option("--state", metavar="DIR", help="The state directory (default: RINGFENCE_STATE).")
 @click.option("--templates", metavar="DIR", help="Where templates are (default: in the state directory).")
 @click.option("--config", "file", metavar="FILE", help="The settings file (default: /etc/ringfence/server.toml).")
@@ -39,7 +39,7 @@ def serve(screen: Screen, file: str | None, detach: bool, stop: bool, **flags: A
 
     It needs a template (`ringfence templates build`) and a key (`ringfence keys create --tenant NAME`).
     """
-    settings = config.read_server(file, **flags)
+    settings = with_port(config.read_server(file, **flags))
     daemon = Daemon(settings, file)
     if stop:
         pid = daemon.stop()
