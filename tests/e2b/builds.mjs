@@ -5,6 +5,7 @@ import { mkdtempSync, mkdirSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { tellAll } from '../claims/claims.mjs'
 
 const require = createRequire(`${process.argv[2]}/`)
 const { Sandbox, Template, BuildError } = require('e2b')
@@ -53,16 +54,4 @@ const claims = {
   },
 }
 
-let failed = 0
-for (const [name, claim] of Object.entries(claims)) {
-  const began = Date.now()
-  let error = null
-  try {
-    await claim()
-  } catch (raised) {
-    error = `${raised?.stack ?? raised}`
-    failed++
-  }
-  console.log(JSON.stringify({ claim: name, seconds: (Date.now() - began) / 1000, error }))
-}
-process.exit(failed)
+process.exit(await tellAll(claims))

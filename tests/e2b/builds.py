@@ -6,8 +6,6 @@ It is no test file: `test_builds.py` runs it and reads the lines it prints. Noth
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import json
 import os
 import sys
 import tempfile
@@ -16,18 +14,11 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
+from claims import claim, tell_all
 from e2b import AsyncTemplate, Sandbox, Template
 
 VERSION = tuple(int(part) for part in metadata.version("e2b").split(".")[:3])
 NAME = f"app-{'-'.join(map(str, VERSION))}"
-PATIENCE = 200.0
-CLAIMS = []
-
-
-def claim(test):
-    """Make a function one of the claims."""
-    CLAIMS.append(test)
-    return test
 
 
 def files() -> str:
@@ -224,22 +215,5 @@ def the_asynchronous_client_builds_too():
         box.kill()
 
 
-def main() -> int:
-    """Every claim; a line of JSON for each."""
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
-    wanted, failed = sys.argv[1:], 0
-    for test in CLAIMS:
-        if wanted and not any(word in test.__name__ for word in wanted):
-            continue
-        began, error = time.time(), None
-        try:
-            test()
-        except Exception:  # noqa: BLE001
-            error, failed = traceback.format_exc(limit=-6), failed + 1
-        line = {"claim": test.__name__, "seconds": round(time.time() - began, 2), "error": error}
-        print(json.dumps(line), flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell_all())

@@ -2,6 +2,7 @@
 // PLACE/node_modules. No test file: `test_images.py` runs it and reads the lines it prints.
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
+import { tellAll } from '../claims/claims.mjs'
 
 const require = createRequire(`${process.argv[2]}/`)
 const { Sandbox, Template, BuildError } = require('e2b')
@@ -24,16 +25,4 @@ const claims = {
   },
 }
 
-let failed = 0
-for (const [name, claim] of Object.entries(claims)) {
-  const began = Date.now()
-  let error = null
-  try {
-    await claim()
-  } catch (caught) {
-    error = String(caught?.stack ?? caught)
-    failed += 1
-  }
-  console.log(JSON.stringify({ claim: name, seconds: (Date.now() - began) / 1000, error }))
-}
-process.exit(failed)
+process.exit(await tellAll(claims))

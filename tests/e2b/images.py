@@ -5,25 +5,16 @@ It is no test file: `test_images.py` runs it and reads the lines it prints. Noth
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-import time
-import traceback
 from pathlib import Path
 
+from claims import claim, tell_all
 from e2b import Sandbox, Template
 
 DEBIAN, SMALL = os.environ["IMAGE_DEBIAN"], os.environ["IMAGE_SMALL"]
 USER, PASSWORD = os.environ["IMAGE_USER"], os.environ["IMAGE_PASSWORD"]
-CLAIMS = []
-
-
-def claim(test):
-    """Make a function one of the claims."""
-    CLAIMS.append(test)
-    return test
 
 
 def files() -> str:
@@ -136,21 +127,5 @@ def a_wrong_password_fails_the_build_and_is_not_told():
     assert "not this one" not in str(told), told
 
 
-def main() -> int:
-    """Every claim; a line of JSON for each."""
-    wanted, failed = sys.argv[1:], 0
-    for test in CLAIMS:
-        if wanted and not any(word in test.__name__ for word in wanted):
-            continue
-        began, error = time.time(), None
-        try:
-            test()
-        except Exception:  # noqa: BLE001
-            error, failed = traceback.format_exc(limit=-6), failed + 1
-        line = {"claim": test.__name__, "seconds": round(time.time() - began, 2), "error": error}
-        print(json.dumps(line), flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell_all())

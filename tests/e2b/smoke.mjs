@@ -5,6 +5,7 @@ import path from 'node:path'
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { strict as assert } from 'node:assert'
+import { tellAll } from '../claims/claims.mjs'
 
 const place = process.argv[2]
 const require = createRequire(path.join(place, 'index.js'))
@@ -163,19 +164,6 @@ const claims = {
 }
 
 const box = await Sandbox.create({ timeoutMs: 300_000, metadata: { 'a b': 'x&y' }, envs: { X: '1' } })
-let failed = 0
-const wanted = process.argv.slice(3)
-for (const [name, claim] of Object.entries(claims)) {
-  if (wanted.length && !wanted.some((word) => name.includes(word))) continue
-  const began = Date.now()
-  let error = null
-  try {
-    await claim(box)
-  } catch (raised) {
-    error = `${raised?.stack ?? raised}`
-    failed++
-  }
-  console.log(JSON.stringify({ claim: name, seconds: (Date.now() - began) / 1000, error }))
-}
+const wrong = await tellAll(claims, box)
 await box.kill()
-process.exit(failed)
+process.exit(wrong)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import gc
 import importlib
 import inspect
@@ -19,29 +18,20 @@ import ssl
 import sys
 import threading
 import time
-import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import e2b
 import websockets.asyncio.client
+from claims import claim, tell_all
 from e2b import Sandbox
 
-PATIENCE = 200.0  # seconds: by then something hangs
 BIG = int(os.environ.get("SMOKE_BIG_MIB", "200")) << 20
 
 
 VERSION = tuple(int(part) for part in metadata.version("e2b").split(".")[:3])
-CLAIMS: list[Callable[..., None]] = []
-
-
-def claim(test):
-    """Make a function one of the claims."""
-    CLAIMS.append(test)
-    return test
 
 
 def create(**more):
@@ -442,25 +432,13 @@ def an_expiry_under_a_stream_is_told(box):
 
 
 def main() -> int:
-    """Every claim on one sandbox; a line of JSON for each."""
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    """Every claim on one sandbox."""
     if VERSION < (2, 35):
         gc.disable()  # an abandoned stream collected at the wrong moment locks their httpcore's pool against itself
-    wanted = sys.argv[1:]
     box = create(timeout=300, metadata={"a b": "x&y", "who": "smoke"}, envs={"X": "1"})
-    failed = 0
-    for test in CLAIMS:
-        if wanted and not any(word in test.__name__ for word in wanted):
-            continue
-        began, error = time.time(), None
-        try:
-            test(box)
-        except Exception:  # noqa: BLE001
-            error, failed = traceback.format_exc(limit=-6), failed + 1
-        line = {"claim": test.__name__, "seconds": round(time.time() - began, 2), "error": error}
-        print(json.dumps(line), flush=True)
+    wrong = tell_all(box)
     box.kill()
-    return failed
+    return wrong
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -21,6 +20,7 @@ import pytest
 
 from tests.e2b import sdks
 from tests.e2b.server import Served, serving
+from tests.e2b.ways import judged, told
 from tests.support import ledger, scale
 
 HERE = Path(__file__).parent
@@ -67,13 +67,7 @@ def bob(server: Served) -> Iterator[httpx.Client]:
 
 def claims(server: Served, words: list[str], **env: str) -> None:
     """Run a program of claims; all must hold."""
-    whole = {**server.env(domain=False), **env}
-    done = subprocess.run(words, env=whole, capture_output=True, text=True, timeout=220, check=False, cwd="/")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    errors = [f"{line['claim']}: {line['error']}" for line in lines if line["error"]]
-    assert lines, done.stderr[-3000:]
-    assert not errors, "\n".join(errors)
-    assert done.returncode == 0, done.stderr[-3000:]
+    judged(told(words, {**server.env(domain=False), **env}))
 
 
 @pytest.mark.timeout(270)

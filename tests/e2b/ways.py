@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
+CLAIMS = Path(__file__).parents[1] / "claims"  # for programs of claims, behind the release they try
 AT_ONCE = 3  # clients that work beside each other on one server
 Way = tuple[str, str, bool]  # a language, a release, and whether the server is found by its domain
 Errors = dict[str, str | None]
@@ -21,8 +23,10 @@ def name(way: Way) -> str:
 
 def told(words: list[str], env: dict[str, str]) -> Errors:
     """Run a program of claims; what each of them raised."""
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=480, check=False, cwd="/")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    path = f"{env['PYTHONPATH']}:{CLAIMS}" if "PYTHONPATH" in env else str(CLAIMS)
+    around = {**env, "PYTHONPATH": path}
+    done = subprocess.run(words, env=around, capture_output=True, text=True, timeout=480, check=False, cwd="/")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"claim"')]
     errors = {line["claim"]: line["error"] for line in lines}
     whole = done.returncode == sum(error is not None for error in errors.values())
     return errors if lines and whole else {**errors, "the end": done.stderr[-3000:]}
@@ -35,7 +39,12 @@ def begun(run: Callable[[Way], Errors], ways: list[Way]) -> Iterator[Futures]:
         yield {way: pool.submit(run, way) for way in ways}
 
 
-def judged(done: Future[Errors]) -> None:
+def broken(errors: Errors) -> Errors:
+    """The claims that do not hold, each with its error."""
+    return {claim: error for claim, error in errors.items() if error}
+
+
+def judged(errors: Errors) -> None:
     """Every claim held."""
-    errors = {claim: error for claim, error in done.result().items() if error}
-    assert not errors, "\n".join(f"{claim}: {error}" for claim, error in errors.items())
+    wrong = broken(errors)
+    assert not wrong, "\n".join(f"{claim}: {error}" for claim, error in wrong.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tests.e2b import sdks
 from tests.e2b.server import Served, named, serving
+from tests.e2b.ways import Errors, broken, told
 
 HERE = Path(__file__).parent / "programs"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "e2b"
@@ -33,10 +33,7 @@ def ran(made: Served, release: Path, program: Path, **env: str) -> subprocess.Co
     return subprocess.run(words, env=around, capture_output=True, text=True, timeout=270, check=False, cwd="/")
 
 
-def failures(made: Served, release: Path, program: str, **env: str) -> dict[str, str]:
+def failures(made: Served, release: Path, program: str, **env: str) -> Errors:
     """The claims of a program that do not hold, each with its error."""
-    done = ran(made, release, HERE / program, **env)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"claim"')]
-    wrong = {line["claim"]: line["error"] for line in lines if line["error"]}
-    whole = bool(lines) and done.returncode == len(wrong)
-    return wrong if whole else {**wrong, "the end": done.stderr[-3000:]}
+    words = [*made.words(domain=True), sys.executable, "-P", str(HERE / program)]
+    return broken(told(words, {**made.env(domain=True), "PYTHONPATH": f"{release}:{HERE}", **env}))

@@ -3,6 +3,7 @@ import dns from 'node:dns'
 import path from 'node:path'
 import { createRequire } from 'node:module'
 import { strict as assert } from 'node:assert'
+import { tellAll } from '../claims/claims.mjs'
 
 const real = dns.lookup
 const domain = (process.env.E2B_DOMAIN ?? '').split(':')[0]
@@ -46,19 +47,5 @@ const claims = {
 }
 
 const box = await Sandbox.create({ timeoutMs: 600_000 })
-let failed = 0
-try {
-  for (const [name, claim] of Object.entries(claims)) {
-    let error = null
-    try {
-      await claim(box)
-    } catch (raised) {
-      error = String(raised?.stack ?? raised)
-      failed += 1
-    }
-    console.log(JSON.stringify({ claim: name, error }))
-  }
-} finally {
-  await box.kill()
-}
-process.exit(failed)
+const wrong = await tellAll(claims, box).finally(() => box.kill())
+process.exit(wrong)

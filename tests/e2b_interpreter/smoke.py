@@ -6,11 +6,9 @@ It is no test file: `test_sdks.py` runs it once for each pair of releases and re
 from __future__ import annotations
 
 import base64
-import json
 import os
 import socket
 import sys
-import traceback
 
 REAL = socket.getaddrinfo
 DOMAIN = os.environ.get("E2B_DOMAIN", "").partition(":")[0]
@@ -24,11 +22,13 @@ def looked_up(host, *rest, **more):
 
 socket.getaddrinfo = looked_up
 
-from e2b_code_interpreter import Sandbox  # noqa: E402 - the resolver comes first
+from claims import claim, tell_all  # noqa: E402 - the resolver comes first
+from e2b_code_interpreter import Sandbox  # noqa: E402
 
 PLOT = "import matplotlib.pyplot as plt\nplt.bar(['a', 'b'], [1, 2]); plt.title('Bars'); plt.show()"
 
 
+@claim
 def it_runs_code(box):
     """A value, and what was printed."""
     done = box.run_code("print('hello'); 6 * 7")
@@ -37,12 +37,14 @@ def it_runs_code(box):
     assert done.error is None
 
 
+@claim
 def it_keeps_state(box):
     """One namespace."""
     box.run_code("x = 1")
     assert box.run_code("x += 1; x").text == "2"
 
 
+@claim
 def it_tells_errors(box):
     """Name, value, traceback; and in callbacks."""
     seen = []
@@ -52,6 +54,7 @@ def it_tells_errors(box):
     assert [each.name for each in seen] == ["ZeroDivisionError"]
 
 
+@claim
 def it_streams(box):
     """Callbacks are called as output comes: the cell goes on when one of them has said so."""
     seen, results = [], []
@@ -67,6 +70,7 @@ def it_streams(box):
     assert results == ["shown"]
 
 
+@claim
 def it_shows_plots(box):
     """A picture and a chart."""
     result = box.run_code(PLOT).results[0]
@@ -77,6 +81,7 @@ def it_shows_plots(box):
         assert [(each.label, each.value) for each in result.chart.elements] == [("a", 1), ("b", 2)]
 
 
+@claim
 def it_shows_tables(box):
     """HTML and data."""
     result = box.run_code("import pandas as pd; pd.DataFrame({'a': [1, 2]})").results[0]
@@ -85,6 +90,7 @@ def it_shows_tables(box):
     assert result.is_main_result
 
 
+@claim
 def it_takes_variables(box):
     """Of the call, over those of the sandbox."""
     code = "import os; (os.environ.get('OF_SANDBOX'), os.environ.get('OF_CALL'))"
@@ -92,12 +98,14 @@ def it_takes_variables(box):
     assert box.run_code(code).text == "('1', None)"
 
 
+@claim
 def it_speaks_other_languages(box):
     """Bash and JavaScript."""
     assert "".join(box.run_code("echo $((1 + 1))", language="bash").logs.stdout) == "2\n"
     assert box.run_code("console.log('x'); 1 + 1", language="js").text == "2"
 
 
+@claim
 def it_has_contexts(box):
     """Of one's own; and all that later releases can do with them."""
     context = box.create_code_context(cwd="/home/user/own", language="python")
@@ -114,6 +122,7 @@ def it_has_contexts(box):
         assert len(box.list_code_contexts()) == len(listed) - 1
 
 
+@claim
 def it_interrupts_what_takes_too_long(box):
     """A timeout of the call, then the next is answered."""
     box.run_code("kept = 3")
@@ -127,12 +136,14 @@ def it_interrupts_what_takes_too_long(box):
     assert box.run_code("kept").text == "3"
 
 
+@claim
 def it_survives_its_kernel(box):
     """An error, then a fresh kernel."""
     assert box.run_code("import os; os._exit(1)").error is not None
     assert box.run_code("1 + 1").text == "2"
 
 
+@claim
 def it_shares_files_with_commands(box):
     """What a cell writes a command reads, and the other way."""
     box.run_code("open('shared.txt', 'w').write('from a cell')")
@@ -141,26 +152,14 @@ def it_shares_files_with_commands(box):
     assert box.run_code("open('back.txt').read()").text == "from outside"
 
 
-CLAIMS = [value for name, value in list(globals().items()) if name.startswith("it_")]
-
-
 def main() -> int:
-    """One line for each claim."""
+    """Every claim on one sandbox."""
     make = Sandbox.create if hasattr(Sandbox, "create") else Sandbox
     box = make(timeout=600, envs={"OF_SANDBOX": "1"})
-    failed = 0
     try:
-        for claim in CLAIMS:
-            error = None
-            try:
-                claim(box)
-            except Exception:  # noqa: BLE001 - told, and the next one is tried
-                error = traceback.format_exc()[-1500:]
-                failed += 1
-            print(json.dumps({"claim": claim.__name__, "error": error}), flush=True)
+        return tell_all(box)
     finally:
         box.kill()
-    return failed
 
 
 if __name__ == "__main__":

@@ -69,14 +69,14 @@ def elsewhere(request: pytest.FixtureRequest) -> Iterator[Futures]:
 @pytest.mark.parametrize("way", WAYS, ids=name)
 def test_a_released_pair_works_unmodified(running: Futures, way: Way) -> None:
     """Every claim, with this pair, by a URL or by a domain."""
-    judged(running[way])
+    judged(running[way].result())
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", ELSEWHERE, ids=name)
 def test_it_works_on_every_runtime(elsewhere: Futures, way: Way) -> None:
     """Every claim, with this pair, in containers and under gVisor."""
-    judged(elsewhere[way])
+    judged(elsewhere[way].result())
 
 
 def kernels(box: Box) -> list[int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import uvloop
@@ -41,6 +42,10 @@ from ringfence.engine.shelf import Shelf
 from ringfence.network.opener.authority import make_authority
 from ringfence.store.sqlite import SqliteStore
 from ringfence.store.vault import Vault
+
+# An answer of unknown length whose sandbox ended is left unfinished, so that its client can tell: no fault of ours, and
+# anybody who ends sandboxes would fill the log with it.
+BROKEN_OFF: Final = "ASGI callable returned without completing response."
 
 
 class Sealer(Vault):
@@ -224,7 +229,9 @@ def run(options: Options) -> None:
 def main() -> int:
     """Parse, serve; 0 after a clean stop."""
     logging.basicConfig(level=logging.WARNING, format="ringfence api: %(levelname)s: %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a warning for each bad request would fill the log
+    served = logging.getLogger("uvicorn.error")
+    served.setLevel(logging.ERROR)  # a warning for each bad request would fill the log
+    served.addFilter(lambda record: record.getMessage() != BROKEN_OFF)
     try:
         run(_options())
     except RingfenceError as error:

@@ -1,23 +1,24 @@
-"""What a framework must be able to do, one claim after the other, told as a line each.
+"""What a program must be able to do, one claim after the other, told as a line each.
 
-Its programs are no test files: a test runs one of them with a framework's release in PYTHONPATH and reads the lines.
+The programs are no test files: a test runs one of them with a release in PYTHONPATH, and this folder behind it, and
+reads the lines. Words after a program's name choose the claims whose names hold one of them.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 PATIENCE = 250.0  # seconds: by then something hangs, under gVisor on a crowded machine too
-CLAIMS: list[Callable[[], None]] = []
+CLAIMS: list[Callable[..., None]] = []
 
 
-def claim(test: Callable[[], None]) -> Callable[[], None]:
+def claim(test: Callable[..., None]) -> Callable[..., None]:
     """Make a function one of the claims."""
     CLAIMS.append(test)
     return test
@@ -32,16 +33,16 @@ def raised(kind: type[BaseException], call: Callable[[], object]) -> BaseExcepti
     raise AssertionError(f"nothing was raised, least of all {kind.__name__}")
 
 
-def tell_all() -> int:
-    """Try every claim; how many do not hold."""
+def tell_all(*given: Any) -> int:
+    """Try every claim on what is given; how many do not hold."""
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
-    wrong, only = 0, os.environ.get("ONLY_CLAIM", "")
+    wrong, wanted = 0, sys.argv[1:] or [""]
     for test in CLAIMS:
-        if only not in test.__name__:
+        if not any(word in test.__name__ for word in wanted):
             continue
         began, error = time.monotonic(), None
         try:
-            test()
+            test(*given)
         except Exception:  # noqa: BLE001 - whatever it was, it is told
             error, wrong = traceback.format_exc()[-3000:], wrong + 1
         seconds = round(time.monotonic() - began, 2)
