@@ -163,7 +163,7 @@ const claims = {
   },
 }
 
-const box = await Sandbox.create({ timeoutMs: 300_000, metadata: { 'a b': 'x&y' }, envs: { X: '1' } })
+const box = await Sandbox.create({ timeoutMs: 300_000, requestTimeoutMs: 120_000, metadata: { 'a b': 'x&y' }, envs: { X: '1' } })
 const wrong = await tellAll(claims, box)
 await box.kill()
 process.exit(wrong)

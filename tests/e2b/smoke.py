@@ -435,7 +435,7 @@ def main() -> int:
     """Every claim on one sandbox."""
     if VERSION < (2, 35):
         gc.disable()  # an abandoned stream collected at the wrong moment locks their httpcore's pool against itself
-    box = create(timeout=300, metadata={"a b": "x&y", "who": "smoke"}, envs={"X": "1"})
+    box = create(timeout=300, request_timeout=120, metadata={"a b": "x&y", "who": "smoke"}, envs={"X": "1"})
     wrong = tell_all(box)
     box.kill()
     return wrong

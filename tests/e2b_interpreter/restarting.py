@@ -61,7 +61,7 @@ def kept(box: Box) -> str:
 
 def back(box: Box, dead: int) -> None:
     """Return when there is another api, and it knows the sandbox."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while True:
         try:
             if api_of(box.server) != dead and asked(box, "GET", "/health").status_code == 200:

@@ -46,6 +46,6 @@ const claims = {
   },
 }
 
-const box = await Sandbox.create({ timeoutMs: 600_000 })
+const box = await Sandbox.create({ timeoutMs: 600_000, requestTimeoutMs: 120_000 })
 const wrong = await tellAll(claims, box).finally(() => box.kill())
 process.exit(wrong)

@@ -155,7 +155,7 @@ def it_shares_files_with_commands(box):
 def main() -> int:
     """Every claim on one sandbox."""
     make = Sandbox.create if hasattr(Sandbox, "create") else Sandbox
-    box = make(timeout=600, envs={"OF_SANDBOX": "1"})
+    box = make(timeout=600, request_timeout=120, envs={"OF_SANDBOX": "1"})
     try:
         return tell_all(box)
     finally:
