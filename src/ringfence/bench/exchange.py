@@ -5,6 +5,7 @@ A client library would cost more than what is measured. Only answers of our own 
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from typing import Any, Final, NamedTuple, Self
@@ -114,6 +115,7 @@ class Connection:
 
     def timed(self, request: bytes, marker: bytes = b"") -> tuple[Answer, float, float | None]:
         """The answer, the milliseconds until it was whole, and until `marker` was first seen in it."""
+        self._renew()
         began = time.perf_counter()
         self._socket.sendall(request)
         buffer, first = bytearray(), None
@@ -128,6 +130,14 @@ class Connection:
                 return found[0], now, first
             if not piece:
                 raise PlatformFault("the server hung up in the middle of an answer", code="server_lost")
+
+    def _renew(self) -> None:
+        """Connect again where the server has let go of a connection on which nothing was asked for long."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(0):
+            self.close()
+            self._socket = self.target.connect()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One call, its answer decoded. Raises PlatformFault for anything but success."""
