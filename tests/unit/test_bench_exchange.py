@@ -45,7 +45,7 @@ def test_an_answer_that_breaks_off_is_a_fault() -> None:
     """Half an answer is none."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = served(listener, ANSWER[:-1])
-        with Connection(Target("127.0.0.1", listener.getsockname()[1], "key")) as connection:
-            with pytest.raises(PlatformFault, match="hung up"):
-                connection.ask("GET", "/")
+        target = Target("127.0.0.1", listener.getsockname()[1], "key")
+        with Connection(target) as connection, pytest.raises(PlatformFault, match="hung up"):
+            connection.ask("GET", "/")
         thread.join(60)
