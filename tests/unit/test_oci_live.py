@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from ringfence.runtimes.jail.cgroups.detect import detect
 from ringfence.runtimes.jail.launcher import DEVICES
 from ringfence.runtimes.oci import bundle, carried, runtime
 from ringfence.runtimes.oci.carried import Carried
-from ringfence.runtimes.oci.runtime import Boxed, Oci
+from ringfence.runtimes.oci.runtime import THREADS, Boxed, Launch, Oci
 from ringfence.runtimes.oci.versions import TOOLS, Found, choose, installed
 from ringfence.templates.catalog import Catalog
 from tests.support import ledger, scale
@@ -477,6 +478,32 @@ def test_a_start_that_is_given_up_leaves_nothing(bench: Bench, moment: float) ->
     bench.thread.do(cancelled())
     assert not bench.left()
     until(lambda: not members(ledger.instance_of(bench.state)))
+
+
+def test_a_start_given_up_before_its_launcher_was_waited_for_waits_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every thread is busy when the launcher has told its word, and then nobody wants the sandbox any more."""
+    spec, told, free = bench.spec(), bench.runtime._report, threading.Event()
+
+    async def cancelled() -> None:
+        task = runtime.asyncio.create_task(bench.runtime.start(spec))
+
+        async def report(launch: Launch) -> int:
+            pid = await told(launch)
+            for _ in range(THREADS):
+                bench.runtime._threads.submit(free.wait, 60)
+            bench.thread.loop.call_later(0.1, task.cancel)
+            bench.thread.loop.call_later(0.3, free.set)
+            return pid
+
+        monkeypatch.setattr(bench.runtime, "_report", report)
+        with contextlib.suppress(runtime.asyncio.CancelledError):
+            await task
+
+    bench.thread.do(cancelled())
+    assert not bench.left()
+    until(lambda: not dead_children())
 
 
 def test_nobody_is_left_unreaped(bench: Bench) -> None:

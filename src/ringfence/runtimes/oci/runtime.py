@@ -259,8 +259,7 @@ class Oci(OnWires):
         await self._in_thread(lambda: _write_all(writer, config))
         pid = await asyncio.wait_for(self._report(launch), REPORT_SECONDS)
         launch.pid, launch.pidfd = pid, os.pidfd_open(pid)
-        launcher, launch.launcher = launch.launcher, 0  # it has said its word, and is nobody's to kill any more
-        await self._in_thread(lambda: _reap(launcher))
+        await self._in_thread(lambda: _bury(launch))
         launch.close_ends()
         launch.log.close_writer()
         await self._loop.sock_sendall(launch.host, runner.encode_order(self._orders(spec)))
@@ -476,6 +475,16 @@ def _too_small(spec: StartSpec) -> SandboxRefused:
 def _reap(pid: int, options: int = 0) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, options)
+
+
+def _bury(launch: Launch) -> None:
+    """The launcher has said its word: forget it, and wait for its end.
+
+    Both at once: a start that is given up before this was begun waits for it itself, and one that is given up
+    meanwhile does not kill who has its number by then.
+    """
+    launcher, launch.launcher = launch.launcher, 0
+    _reap(launcher)
 
 
 async def _gone(pid: int, pidfd: int) -> None:
