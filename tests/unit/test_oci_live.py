@@ -480,10 +480,11 @@ def test_a_start_that_is_given_up_leaves_nothing(bench: Bench, moment: float) ->
     until(lambda: not members(ledger.instance_of(bench.state)))
 
 
+@pytest.mark.parametrize("moment", [0, 0.1])
 def test_a_start_given_up_before_its_launcher_was_waited_for_waits_for_it(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, moment: float
 ) -> None:
-    """Every thread is busy when the launcher has told its word, and then nobody wants the sandbox any more."""
+    """Every thread is busy when the launcher has told its word, and just then, or soon, nobody wants the sandbox."""
     spec, told, free = bench.spec(), bench.runtime._report, threading.Event()
 
     async def cancelled() -> None:
@@ -493,7 +494,10 @@ def test_a_start_given_up_before_its_launcher_was_waited_for_waits_for_it(
             pid = await told(launch)
             for _ in range(THREADS):
                 bench.runtime._threads.submit(free.wait, 60)
-            bench.thread.loop.call_later(0.1, task.cancel)
+            if moment:
+                bench.thread.loop.call_later(moment, task.cancel)
+            else:
+                bench.thread.loop.call_soon(task.cancel)
             bench.thread.loop.call_later(0.3, free.set)
             return pid
 

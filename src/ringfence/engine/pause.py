@@ -201,7 +201,7 @@ class Pauses:
         self._node.open(stream, header, _encode({"op": "pack"}))
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                while (item := await asyncio.wait_for(stream.next(), SILENCE_SECONDS)) is not None:
+                while (item := await _soon(stream)) is not None:
                     if item[0] == frames.STDOUT:
                         await blob.write(item[1])
                 end = await stream.ended
@@ -397,6 +397,12 @@ class Pauses:
 
 
 _CODES: Final = {State.RUNNING: "sandbox_running", State.STARTING: "sandbox_running", State.PAUSED: "sandbox_paused"}
+
+
+async def _soon(stream: Reader) -> tuple[int, bytes] | None:
+    """The next of it. Raises TimeoutError after a silence."""
+    async with asyncio.timeout(SILENCE_SECONDS):
+        return await stream.next()
 
 
 async def _went_on(_moment: str) -> None:

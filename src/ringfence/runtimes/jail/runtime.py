@@ -399,7 +399,8 @@ class Jail(OnWires):
 
     async def _end_zygote(self, zygote: Zygote) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(zygote.dead.wait(), GONE_SECONDS)
+            async with asyncio.timeout(GONE_SECONDS):
+                await zygote.dead.wait()
         await self._in_thread(lambda: self._groups.remove(zygote.name, GONE_SECONDS))
         self._blocks.give(zygote.block)
 

@@ -99,7 +99,8 @@ class Zygote:
     async def wait_ready(self) -> None:
         """Return when the template's imports are in; raises SandboxRefused with the zygote's own words."""
         try:
-            await asyncio.wait_for(self.ready, READY_SECONDS)
+            async with asyncio.timeout(READY_SECONDS):
+                await self.ready
         except TimeoutError:
             raise SandboxRefused("the template's zygote did not become ready in time", code="zygote_slow") from None
 

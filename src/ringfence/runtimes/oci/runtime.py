@@ -257,7 +257,8 @@ class Oci(OnWires):
         config = json.dumps(self._config(spec, launch.slot, carried)).encode()
         writer = launch.take_config()
         await self._in_thread(lambda: _write_all(writer, config))
-        pid = await asyncio.wait_for(self._report(launch), REPORT_SECONDS)
+        async with asyncio.timeout(REPORT_SECONDS):
+            pid = await self._report(launch)
         launch.pid, launch.pidfd = pid, os.pidfd_open(pid)
         await self._in_thread(lambda: _bury(launch))
         launch.close_ends()
@@ -496,7 +497,8 @@ async def _gone(pid: int, pidfd: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), GONE_SECONDS)
+            async with asyncio.timeout(GONE_SECONDS):
+                await ended.wait()
         _reap(pid, os.WNOHANG)
     finally:
         loop.remove_reader(pidfd)

@@ -114,7 +114,8 @@ class Gateway:
 
     async def _proxy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read what the client asks of a proxy; connect it, or say no."""
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_SECONDS)
+        async with asyncio.timeout(HEAD_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
         line, _, rest = head.partition(b"\r\n")
         asked = _LINE.fullmatch(line.decode("latin-1"))
         place = _PLACE.fullmatch(asked["place"]) if asked else None
@@ -152,7 +153,8 @@ class Gateway:
             raise Denied
         loop, family = asyncio.get_running_loop(), socket.AF_UNSPEC if floor is None else socket.AF_INET
         asking = loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        found = await asyncio.wait_for(asking, CONNECT_SECONDS)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            found = await asking
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
         if not self._is_allowed(address) and not all(is_public(each) for each in addresses):
             raise Denied
@@ -161,7 +163,8 @@ class Gateway:
         failure: OSError = OSError("no address")
         for each in addresses[:4]:
             try:
-                return await asyncio.wait_for(asyncio.open_connection(each, port), CONNECT_SECONDS)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    return await asyncio.open_connection(each, port)
             except (OSError, TimeoutError) as error:
                 failure = error if isinstance(error, OSError) else OSError("timed out")
         raise failure
