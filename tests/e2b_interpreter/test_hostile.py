@@ -183,3 +183,20 @@ def test_a_sandbox_killed_under_a_cell_cuts_the_stream(server: Server, isolation
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
         assert not server.door.interpreter.waiting(doomed.id)
+
+
+def test_a_kernel_waits_for_what_is_ending(server: Server, isolation: str) -> None:
+    """One process may still be begun, and not its thread: what is left of a fork bomb is gone in a moment."""
+    if isolation == "gvisor":
+        pytest.skip("gVisor ends the sandbox, which is shown elsewhere")
+    crowd = (
+        "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nkids = []\n"
+        "while True:\n    try: kids.append(os.fork())\n    except OSError: break\n"
+        "    if not kids[-1]:\n        time.sleep(4)\n        os._exit(0)\n"
+        "os.kill(kids[-1], 9)\nwhile os.path.exists(f'/proc/{kids[-1]}'): pass\nlen(kids) > 3"
+    )
+    with server.sandbox(isolation, processes=16) as crowded:
+        assert crowded.run(crowd).text == "True"
+        made = crowded.http.post("/contexts", json={"language": "python"}, timeout=60)
+        assert made.status_code == 200, made.text
+        assert crowded.run("1 + 1", context_id=made.json()["id"]).text == "2"

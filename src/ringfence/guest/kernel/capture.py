@@ -51,12 +51,13 @@ class Capture:
 
     def begin(self) -> None:
         """Take the standard descriptors, and keep moving what arrives."""
+        # First: where no thread can be had, that is told on the descriptors we were started with.
+        threading.Thread(target=self._pump, name="output", daemon=True).start()
         self.place()
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - a program's, for good
         sys.stdout, sys.stderr = Output(self, 1), Output(self, 2)
         # Our own thread is the other one, and holds nothing that a fork could miss.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
-        threading.Thread(target=self._pump, name="output", daemon=True).start()
 
     def place(self) -> None:
         """Put the standard descriptors where they belong: a cell may have closed them, or put others there."""

@@ -27,11 +27,16 @@ MOST_CONTEXTS: Final = 32  # of one sandbox
 MOST_WAITING: Final = 64  # cells in one context
 TRIES: Final = 20  # to start a kernel while the sandbox has no process to spare
 AGAIN_SECONDS: Final = 0.5
+CROWDED: Final = ("can't start new thread", "Resource temporarily unavailable")  # what a kernel says that had no room
 DEFAULTS: Final = ("python", "javascript")
 NO_IPYTHON: Final = "No module named 'IPython'"
 #: Why a kernel is not there any more, beside what it did itself.
 SERVER_AGAIN: Final = "the server was started again"
 SANDBOX_AGAIN: Final = "its sandbox was started again, with its files alone"
+
+
+class Crowded(NoKernel):
+    """A kernel that had no room for its threads or processes: what an ended one left may still be going."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,13 @@ class Context:
     async def _started(self) -> Kernel:
         """A kernel that can be asked. Raises NoKernel, or what the engine raises."""
         await self._measure()
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(Crowded):
+                return await self._tried()
+            await asyncio.sleep(AGAIN_SECONDS)
+        return await self._tried()
+
+    async def _tried(self) -> Kernel:
         kernel = Kernel(await self._begun())
         name = sources.KERNELS[self.language]
         try:
@@ -148,7 +160,8 @@ class Context:
                 raise _lost() from None
             if NO_IPYTHON in str(death):
                 raise NoKernel("this template has no IPython: use code-interpreter-v1, or install ipython") from None
-            raise NoKernel(f"the {name} kernel did not start: {str(death)[-1000:]}") from None
+            kind = Crowded if any(words in str(death) for words in CROWDED) else NoKernel
+            raise kind(f"the {name} kernel did not start: {str(death)[-1000:]}") from None
         except BaseException:
             kernel.end("nobody waited for it")
             raise
