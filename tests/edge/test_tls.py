@@ -21,7 +21,6 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from ringfence.client._sync.tls import TurnsContext
 from ringfence.domain.errors import RingfenceError
 from ringfence.edge.authority import Authority
 from ringfence.edge.certificates import Channel, Received, Watched
@@ -29,6 +28,7 @@ from ringfence.edge.tls import Pair, quiet, read_pair
 from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, Said, answering, box, plain, read, until
 from tests.edge.test_serving import pausing
 from tests.edge.test_traefik import tool
+from tests.support.tls import trusting
 
 DOMAIN = "sbx.test"
 
@@ -139,7 +139,7 @@ def test_a_websocket_passes_through_tls(site: Site, ada: Box) -> None:
         ada.publish(public=True)
         site.api.inner.inside[ada.id, 8000] = server.socket.getsockname()[1]
         host = site.host(ada)
-        context = TurnsContext.usual(str(site.authority.certificate))
+        context = trusting(site.authority.certificate)
         with connect(f"wss://{host}/", sock=site.api.open(), ssl=context, compression=None) as talk:
             talk.send("x" * 300_000)
             assert talk.recv(timeout=60) == "x" * 300_000

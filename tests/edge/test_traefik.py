@@ -22,10 +22,10 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
-from ringfence.client._sync.tls import TurnsContext
 from ringfence.config import EdgeSettings
 from tests.edge.inside import SETTINGS, Box, EdgeApi, Program, answering, box, plain
 from tests.support.served import free_port
+from tests.support.tls import trusting
 
 HERE = Path(__file__).parents[2] / "examples" / "ingress"
 DOMAIN = "sbx.example.com"
@@ -166,7 +166,7 @@ def test_websockets_and_events_pass_at_once(front: Front, ada: Box) -> None:
         ada.publish(public=True)
         front.api.inner.inside[ada.id, 8000] = server.socket.getsockname()[1]
         host = f"8000-{ada.id}.{DOMAIN}"
-        context = TurnsContext.usual(str(front.authority))
+        context = trusting(front.authority)
         raw = socket.create_connection(("127.0.0.1", front.port), timeout=60)
         with connect(f"wss://{host}:{front.port}/", sock=raw, ssl=context, compression=None) as talk:
             talk.send("hello")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
 import time
@@ -16,13 +17,14 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.sync.client import connect
 
 from ringfence.client._sync.link import Link
-from ringfence.client._sync.tls import TurnsContext
 from ringfence.client.errors import Unreachable
 from ringfence.client.links import LinkSpec
 from ringfence.edge.authority import Authority
+from tests.support.tls import trusting
 
 MESSAGES = 20
 SIZE = 50_000  # bytes: some records of TLS each
+SAID, PIECE = 160, 65_536  # ten megabytes: more than a connection holds
 
 
 class Crowded(ssl.SSLObject):
@@ -130,7 +132,7 @@ def test_both_directions_pass_at_once(spec: LinkSpec) -> None:
 
 def test_openssl_never_meets_two_threads(port: int, authority: Authority) -> None:
     """Not when a server's first words arrive while ours are written, nor at any time after."""
-    context = TurnsContext.usual(str(authority.certificate))
+    context = trusting(authority.certificate)
     context.sslobject_class = Crowded
     with connect(f"wss://localhost:{port}/", ssl=context, proxy=None, max_size=None) as line:
         for _ in range(MESSAGES):
@@ -138,6 +140,38 @@ def test_openssl_never_meets_two_threads(port: int, authority: Authority) -> Non
         for _ in range(2 * MESSAGES):
             line.recv(60)
     assert Crowded.most == 1
+
+
+@pytest.mark.timeout(120)
+def test_the_reader_never_waits_for_an_end_that_does_not_read(authority: Authority) -> None:
+    """It says all it has to say before it reads a word, while ours fill what the kernel holds. Of sixteen, each."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.server, authority.server_key)
+
+    def stubborn(listener: socket.socket) -> None:
+        with context.wrap_socket(listener.accept()[0], server_side=True) as line:
+            line.settimeout(30)
+            for _ in range(SAID):
+                line.sendall(b"y" * PIECE)
+            heard = 0
+            while heard < SAID * PIECE:
+                heard += len(line.recv(PIECE))
+
+    def one(_: int) -> None:
+        ours = trusting(authority.certificate)
+        ours.sslobject_class = Crowded
+        with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+            server = pool.submit(stubborn, listener)
+            with socket.create_connection(listener.getsockname(), 30) as raw:
+                line = ours.wrap_socket(raw, server_hostname="localhost")
+                writing, heard = pool.submit(line.sendall, b"x" * (SAID * PIECE)), 0
+                while heard < SAID * PIECE:
+                    heard += len(line.recv(PIECE))
+                writing.result(30)
+                server.result(30)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, range(16)))
 
 
 def test_its_goodbye_is_heard(spec: LinkSpec) -> None:

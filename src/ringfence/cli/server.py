@@ -39,7 +39,8 @@ def serve(screen: Screen, file: str | None, detach: bool, stop: bool, **flags: A
 
     It needs a template (`ringfence templates build`) and a key (`ringfence keys create --tenant NAME`).
     """
-    settings = with_port(config.read_server(file, **flags))
+    settings = config.read_server(file, **flags)
+    settings = settings if stop else with_port(settings)
     daemon = Daemon(settings, file)
     if stop:
         pid = daemon.stop()

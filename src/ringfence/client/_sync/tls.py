@@ -1,8 +1,11 @@
 """TLS for a connection that one thread reads while another writes, as the synchronous WebSocket client does.
 
-OpenSSL's connections are not for two threads at once, and before 3.13 Python's ssl lets both in. A session ticket that
+OpenSSL's connections are not for two threads at once, and the ssl of Python 3.11 lets both in. A session ticket that
 arrives while the first request is written then ends the connection: 13 of 4,870 to a plain server on a busy machine.
 Here the two directions take turns, and neither holds the turn while it waits.
+
+What reading makes TLS say (new keys, never more) leaves with what is written next, as TLS allows. Were it sent by the
+reader, he would wait for an end that does not read, and that may itself be waiting for him.
 """
 
 from __future__ import annotations
@@ -20,13 +23,10 @@ class TurnsContext(ssl.SSLContext):
     """A client's context whose sockets may be read and written at once."""
 
     @classmethod
-    def usual(cls, authority: str | None = None) -> TurnsContext:
-        """One that wants a certificate of the host's name, by the authorities of a file where one is named."""
+    def usual(cls) -> TurnsContext:
+        """One that wants a certificate of the host's name, by an authority the system trusts."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
-        if authority is None:
-            context.load_default_certs()
-        else:
-            context.load_verify_locations(authority)
+        context.load_default_certs()
         return context
 
     def wrap_socket(self, sock: socket.socket, *args: Any, **options: Any) -> ssl.SSLSocket:
@@ -40,7 +40,6 @@ class Turns:
     def __init__(self, context: ssl.SSLContext, raw: socket.socket, *, server_hostname: str) -> None:
         self._raw = raw
         self._turn = threading.Lock()  # for all that follows but the socket
-        self._sending = threading.Lock()  # records leave in the order in which they were made
         self._came, self._leaves = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._came, self._leaves, server_hostname=server_hostname)
         self._agree()
@@ -71,8 +70,6 @@ class Turns:
         while True:
             with self._turn:
                 data, ended = self._opened()
-            if self._leaves.pending:
-                self._flush()
             if ended:  # and whoever waits on the socket for what follows these bytes must see it too
                 with contextlib.suppress(OSError):
                     self._raw.shutdown(socket.SHUT_RD)
@@ -81,7 +78,7 @@ class Turns:
             self._take()
 
     def sendall(self, data: bytes | memoryview) -> None:
-        """Send all of it. One call at a time."""
+        """Send all of it. One call at a time: records leave in the order in which they are made."""
         with memoryview(data).cast("B") as view:
             for start in range(0, len(view), PIECE):
                 piece = view[start : start + PIECE]
@@ -113,8 +110,7 @@ class Turns:
                 self._came.write_eof()
 
     def _flush(self) -> None:
-        with self._sending:
-            with self._turn:
-                data = self._leaves.read()
-            if data:
-                self._raw.sendall(data)
+        with self._turn:
+            data = self._leaves.read()
+        if data:
+            self._raw.sendall(data)

@@ -20,7 +20,6 @@ from ringfence.domain.errors import Conflict, NotFound, OverQuota, SandboxLost
 from ringfence.domain.limits import Limits
 from ringfence.engine import checks
 from ringfence.engine.engine import Engine
-from ringfence.engine.processes import LiveProcess
 
 HOME: Final = "/home/user"
 MOST_CONTEXTS: Final = 32  # of one sandbox
@@ -145,13 +144,19 @@ class Context:
         """A kernel that can be asked. Raises NoKernel, or what the engine raises."""
         await self._measure()
         for _ in range(TRIES - 1):
-            with contextlib.suppress(Crowded):
+            try:
                 return await self._tried()
+            except (Conflict, Crowded) as error:  # what a kernel that ended just now left may still be in its way
+                if isinstance(error, Conflict) and error.code != "guest_busy":
+                    raise
             await asyncio.sleep(AGAIN_SECONDS)
         return await self._tried()
 
     async def _tried(self) -> Kernel:
-        kernel = Kernel(await self._begun())
+        place = self._place
+        kernel = Kernel(
+            await place.engine.processes.kernel(place.tenant, place.sandbox, sources.BOOT, place.env, self._tag.text)
+        )
         name = sources.KERNELS[self.language]
         try:
             await kernel.begun(sources.order(name, self.cwd))
@@ -166,20 +171,6 @@ class Context:
             kernel.end("nobody waited for it")
             raise
         return kernel
-
-    async def _begun(self) -> LiveProcess:
-        """The process. Those of a kernel that was ended just now may still be in its way."""
-        place, tries = self._place, 0
-        while True:
-            try:
-                return await place.engine.processes.kernel(
-                    place.tenant, place.sandbox, sources.BOOT, place.env, self._tag.text
-                )
-            except Conflict as error:
-                tries += 1
-                if error.code != "guest_busy" or tries == TRIES:
-                    raise
-                await asyncio.sleep(AGAIN_SECONDS)
 
     async def warm(self) -> None:
         """Have a kernel. Raises NoKernel, or what the engine raises."""
